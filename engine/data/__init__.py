@@ -1,0 +1,21 @@
+"""Data sets and tokenizers by name. A line here names a module; nothing is imported until it is chosen.
+
+A data set is a module with `load(settings) -> {"train": str, "validation": str, "test": str}`.
+A tokenizer is a class with the methods of `engine.data.tokenizers.Tokenizer`.
+This file must import nothing: `engine.config` reads these names before anything else is loaded.
+"""
+
+DATASETS = {
+    "stdlib": "engine.data.stdlib",
+    "wikitext2": "engine.data.wikitext2",
+    "tinyshakespeare": "engine.data.tinyshakespeare",
+    "text": "engine.data.textdir",
+}
+
+TOKENIZERS = {
+    "bytes": "engine.data.tokenizers:Bytes",
+    "chars": "engine.data.tokenizers:Chars",
+    "words": "engine.data.tokenizers:Words",
+    "bpe": "engine.data.tokenizers:Bpe",
+    "gpt2": "engine.data.tokenizers:Gpt2",
+}

@@ -1,0 +1,207 @@
+"""The data order: which windows of the token array a step trains on, and which an evaluation scores.
+
+The samples of a training step are a pure function of (seed, step); ranks take disjoint slices of them. So
+workers, restarts and the number of processes change nothing. Nothing here may keep a position, or draw from a
+random state that outlives a call.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from engine.config import ConfigError
+
+IGNORED = -100  # target that no loss counts; torch's cross_entropy skips it by default
+
+
+class TrainOrder:
+    """Training windows of `context` + 1 tokens, drawn without replacement within an epoch.
+
+    An epoch starts at a random offset, cuts the tokens into windows that share one token (the last target of
+    one is the first input of the next) and goes through them in a random order. Every epoch has the same
+    number of windows, so the epoch of a sample follows from its number alone; a step may span two epochs.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch_size: int, seed: int):
+        """`tokens` has shape (tokens,); `batch_size` counts the windows of a step over all ranks.
+
+        Raises ConfigError if there are too few tokens for one window.
+        """
+        if len(tokens) < context + 1:
+            raise ConfigError(f"the training split has {len(tokens)} tokens; context = {context} needs "
+                              f"at least {context + 1}")
+        self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
+        # As many windows as fit behind the largest offset, and at least one.
+        self.windows_per_epoch = max(1, (len(tokens) - context) // context)
+        self._offsets = min(context, len(tokens) - self.windows_per_epoch * context)
+        self._drawn: dict[int, tuple[int, np.ndarray]] = {}
+
+    def epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """The offset, in tokens, and the order of the windows, a permutation of shape (windows_per_epoch,).
+
+        Only the counter-based generator's raw words are used: NumPy promises them to be the same in every
+        version, which it does not for `Generator.permutation`.
+        """
+        drawn = self._drawn.get(epoch)
+        if drawn is None:
+            words = np.random.Philox(key=[self.seed, epoch]).random_raw(1 + self.windows_per_epoch)
+            drawn = int(words[0] % self._offsets), np.argsort(words[1:], kind="stable")
+            # Consecutive steps need two epochs at most. A new dictionary, because a prefetching thread
+            # reads too.
+            self._drawn = {k: v for k, v in self._drawn.items() if k == epoch - 1} | {epoch: drawn}
+        return drawn
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """The ids of the samples of `step`, shape (batch_size,): epoch * windows_per_epoch + window."""
+        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        ids = np.empty_like(numbers)
+        epochs = numbers // self.windows_per_epoch
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            first = epoch * self.windows_per_epoch
+            ids[chosen] = first + self.epoch(epoch)[1][numbers[chosen] - first]
+        return ids
+
+    def rank_slice(self, step: int, rank: int, world: int) -> np.ndarray:
+        """The part of `sample_ids(step)` that `rank` of `world` trains on, shape (batch_size / world,)."""
+        assert self.batch_size % world == 0, (self.batch_size, world)
+        size = self.batch_size // world
+        return self.sample_ids(step)[rank * size:(rank + 1) * size]
+
+    def starts(self, sample_ids: np.ndarray) -> np.ndarray:
+        """The position in the token array where each sample begins, same shape as `sample_ids`."""
+        epochs, windows = np.divmod(sample_ids, self.windows_per_epoch)
+        distinct, inverse = np.unique(epochs, return_inverse=True)
+        offsets = np.array([self.epoch(e)[0] for e in distinct.tolist()], dtype=np.int64)
+        return offsets[inverse] + windows * self.context
+
+    def gather(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, int64 of shape (B, T) each, of the windows at `starts` of shape (B,)."""
+        windows = self.tokens[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)  # (B, T + 1)
+        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+
+class Batch(NamedTuple):
+    """One rank's part of one step.
+
+    `inputs` and `targets` are int64 tensors of shape (B, T) in host memory.
+    """
+
+    step: int
+    sample_ids: np.ndarray  # (B,)
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+class Prefetcher:
+    """Iterates over the batches of steps first_step .. last_step - 1, preparing a few ahead in a thread.
+
+    For a CUDA device the tensors are in pinned memory, so that `.to(device, non_blocking=True)` overlaps with
+    compute. An exception in the thread is raised again where the batch is asked for. Use it in a `with`
+    block, or call `close()`.
+    """
+
+    def __init__(self, order: TrainOrder, *, first_step: int, last_step: int, rank: int = 0, world: int = 1,
+                 device: torch.device | str = "cpu", depth: int = 2):
+        device = torch.device(device)
+        self._cuda = None
+        if device.type == "cuda":  # a new thread would otherwise pin through GPU 0
+            self._cuda = torch.cuda.current_device() if device.index is None else device.index
+        self._order, self._steps, self._rank, self._world = order, range(first_step, last_step), rank, world
+        self._ready: queue.Queue = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> "Prefetcher":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stopped.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, Batch):
+            return item
+        self.close()
+        raise StopIteration if item is None else item
+
+    def __enter__(self) -> "Prefetcher":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread and wait for it. May be called more than once."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if self._cuda is not None:
+                torch.cuda.set_device(self._cuda)
+            for step in self._steps:
+                if not self._put(self._make(step)):
+                    return
+            self._put(None)
+        except BaseException as error:  # the consumer raises it
+            self._put(error)
+
+    def _make(self, step: int) -> Batch:
+        ids = self._order.rank_slice(step, self._rank, self._world)
+        inputs, targets = (torch.from_numpy(a) for a in self._order.gather(self._order.starts(ids)))
+        if self._cuda is not None:
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return Batch(step, ids, inputs, targets)
+
+    def _put(self, item) -> bool:
+        """Hand over `item`; False if `close` was called first."""
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def eval_windows(n_tokens: int, context: int, stride: int) -> np.ndarray:
+    """Where the windows of an evaluation begin, shape (windows,): every token but the first is scored once.
+
+    Window k begins at k * stride. The first scores all its targets; a later one only those that no earlier
+    window scored, which are its last `stride` (fewer at the end of the text). With stride < context each of
+    them has at least context - stride tokens before it (a sliding window): dearer and lower in loss than
+    stride = context. Raises ConfigError for fewer than two tokens.
+    """
+    assert 1 <= stride <= context, (stride, context)
+    if n_tokens < 2:
+        raise ConfigError(f"an evaluation needs at least 2 tokens, there are {n_tokens}")
+    later = max(0, -(-(n_tokens - 1 - context) // stride))
+    return np.arange(1 + later, dtype=np.int64) * stride
+
+
+def eval_batches(tokens: np.ndarray, context: int, batch_size: int, *, stride: int = 0, rank: int = 0,
+                 world: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and targets, int64 of shape (batch_size, context) each, of one rank's part of an evaluation.
+
+    `tokens` has shape (tokens,); stride 0 means context. Targets to leave out are -100: what an earlier
+    window scored, the padding of a short last window, and whole padding rows. Every rank gets the same number
+    of batches of the same shape, so collectives line up; the scored targets of all ranks together are tokens
+    - 1.
+    """
+    stride = stride or context
+    starts = eval_windows(len(tokens), context, stride)
+    columns = np.arange(context)
+    for first in range(0, len(starts), batch_size * world):
+        mine = np.arange(batch_size) + first + rank * batch_size  # (B,) window numbers, some beyond the last
+        begin = np.where(mine < len(starts), starts[np.minimum(mine, len(starts) - 1)], len(tokens))[:, None]
+        position = begin + columns  # (B, T) of the inputs; a target is one further
+        scored = (position + 1 < len(tokens)) & ((mine[:, None] == 0) | (columns >= context - stride))
+        inputs = np.where(position < len(tokens), tokens[np.minimum(position, len(tokens) - 1)], 0)
+        following = tokens[np.minimum(position + 1, len(tokens) - 1)].astype(np.int64)
+        targets = np.where(scored, following, IGNORED)
+        yield torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets)

@@ -1,0 +1,201 @@
+"""Source text to token files: the only writer and the only reader of a token directory.
+
+    python -m engine.data.prepare FILE.toml
+
+A token directory holds train.bin, validation.bin and test.bin (flat arrays of uint16 or uint32),
+tokenizer.json and meta.json. It appears whole or not at all. This module must not change the text: it may
+only cut training text at max_train_bytes, and it refuses splits that overlap. It imports no torch.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import ConfigError, command
+from engine.config import load as load_config
+from engine.data import DATASETS, TOKENIZERS
+
+SPLITS = ("train", "validation", "test")
+SETTINGS = ("dataset", "data_dir", "tokenizer", "vocab_size", "tokenizer_dir", "max_train_bytes")
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An opened token directory. The arrays are read-only memory maps of shape (tokens,)."""
+
+    meta: dict
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def bytes_per_token(self, split: str) -> float:
+        """UTF-8 bytes of the split's text per token, for bits per byte = loss / ln 2 / bytes_per_token."""
+        return self.meta["splits"][split]["bytes_per_token"]
+
+
+def prepare(settings, directory: str | Path) -> dict:
+    """Tokenize settings.dataset into `directory`, replacing an older token directory; returns its meta.
+
+    Everything is written beside `directory` and renamed at the end, so a process killed half-way leaves
+    nothing that looks finished. Raises ConfigError for missing or wrong data and for splits that overlap.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists() and not (directory / META).is_file() and (
+            not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} exists and is not a token directory; it was left as it is")
+    texts = source_texts(settings)
+    tokenizer = _tokenizer_class(settings.tokenizer).build(texts["train"], settings)
+    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process with the same id may have left one
+    partial.mkdir(parents=True)
+    try:
+        meta = _write(settings, texts, tokenizer, partial)
+        _replace(directory, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return meta
+
+
+def source_texts(settings) -> dict[str, str]:
+    """The text of each split, as it will be tokenized. Raises ConfigError for missing or overlapping text."""
+    texts = importlib.import_module(DATASETS[settings.dataset]).load(settings)
+    assert set(texts) == set(SPLITS), texts.keys()
+    problems = [f"the {small} text is contained in the {large} text; splits must not overlap"
+                for small in ("validation", "test") for large in SPLITS
+                if small != large and texts[small] in texts[large]]
+    if problems:
+        raise ConfigError(problems, where=f"dataset={settings.dataset}")
+    if settings.max_train_bytes:
+        texts["train"] = cut_at_line_end(texts["train"], settings.max_train_bytes)
+    return texts
+
+
+def cut_at_line_end(text: str, max_bytes: int) -> str:
+    """The whole lines of `text` within its first `max_bytes` UTF-8 bytes.
+
+    Raises ConfigError if there is none.
+    """
+    content = text.encode("utf-8")
+    if len(content) <= max_bytes:
+        return text
+    end = content.rfind(b"\n", 0, max_bytes) + 1
+    if not end:
+        raise ConfigError(f"max_train_bytes = {max_bytes}: the first line of the training text is longer")
+    return content[:end].decode("utf-8")
+
+
+def is_current(settings, directory: str | Path) -> bool:
+    """Whether `directory` holds exactly what `prepare` would write now, source text included.
+
+    Text that is accepted by checksum only cannot have changed, so it is not read again. Raises ConfigError
+    where the source is missing.
+    """
+    try:
+        tokens = open_tokens(directory, settings)
+    except ConfigError:
+        return False
+    if hasattr(importlib.import_module(DATASETS[settings.dataset]), "SHA256"):
+        return True
+    return all(tokens.meta["splits"][split]["sha256_text"] == _sha256(text.encode("utf-8"))
+               for split, text in source_texts(settings).items())
+
+
+def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -> Tokens:
+    """Open a token directory; with `settings`, only if made with them; with `verify`, check every byte.
+
+    Raises ConfigError when it is missing, incomplete, changed in size (or bytes), or made with other
+    settings.
+    """
+    directory = Path(directory)
+    if not (directory / META).is_file():
+        raise ConfigError(f"no tokens in {directory}; run the tokenize stage (dvc repro tokenize), or "
+                          "python -m engine.data.prepare FILE.toml")
+    try:
+        meta = json.loads((directory / META).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{META} is damaged: {error}; run the tokenize stage again",
+                          str(directory)) from None
+    problems = []
+    if settings is not None:
+        problems = [f"{name}: the tokens were made with {meta['settings'].get(name)!r}, this run asks for "
+                    f"{getattr(settings, name)!r}; run the tokenize stage again"
+                    for name in SETTINGS if meta["settings"].get(name) != getattr(settings, name)]
+    itemsize = np.dtype(meta["dtype"]).itemsize
+    for split in SPLITS:
+        path, expected = directory / f"{split}.bin", meta["splits"][split]
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected["tokens"] * itemsize:
+            problems.append(f"{path.name}: expected {expected['tokens'] * itemsize} bytes, found {size}")
+        elif verify and (found := _sha256(path.read_bytes())) != expected["sha256_tokens"]:
+            problems.append(f"{path.name}: wrong sha256: expected {expected['sha256_tokens']}, found {found}")
+    if problems:
+        raise ConfigError(problems, where=str(directory))
+    arrays = {s: np.memmap(directory / f"{s}.bin", dtype=meta["dtype"], mode="r") for s in SPLITS}
+    return Tokens(meta=meta, **arrays)
+
+
+def load_tokenizer(directory: str | Path):
+    """The tokenizer that made the tokens in `directory`, an `engine.data.tokenizers.Tokenizer`."""
+    return _tokenizer_class(open_tokens(directory).meta["tokenizer"]).load(directory)
+
+
+def _write(settings, texts: dict[str, str], tokenizer, directory: Path) -> dict:
+    dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
+    splits = {}
+    for split in SPLITS:
+        content = texts[split].encode("utf-8")
+        ids, unknown = tokenizer.encode_counted(texts[split])
+        assert ids.size and int(ids.max()) < tokenizer.vocabulary_size, (split, ids.size)
+        ids = ids.astype(dtype)
+        ids.tofile(directory / f"{split}.bin")
+        splits[split] = {"tokens": ids.size, "bytes": len(content),
+                         "bytes_per_token": len(content) / ids.size, "unknown_tokens": unknown,
+                         "sha256_text": _sha256(content), "sha256_tokens": _sha256(ids.tobytes())}
+    tokenizer.save(directory)
+    meta = {"dataset": settings.dataset, "tokenizer": settings.tokenizer,
+            "settings": {name: getattr(settings, name) for name in SETTINGS}, "dtype": dtype.name,
+            "vocabulary_size": tokenizer.vocabulary_size, "splits": splits}
+    (directory / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    return meta
+
+
+def _replace(directory: Path, new: Path) -> None:
+    """Put `new` in the place of `directory`; at no time is there a mixture of the two."""
+    if not directory.exists():
+        new.rename(directory)
+        return
+    old = directory.with_name(new.name + ".old")
+    directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old)
+
+
+def _tokenizer_class(name: str):
+    module, _, attribute = TOKENIZERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@command
+def main(arguments: list[str]) -> None:
+    """Tokenize the data of one run's TOML file into the directory where the run will look for it."""
+    if len(arguments) != 1:
+        raise ConfigError("usage: python -m engine.data.prepare FILE.toml")
+    config = load_config(arguments[0])
+    meta = prepare(config.data, config.tokens_directory)
+    print(json.dumps({"directory": str(config.tokens_directory), **meta}, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,85 @@
+"""Evaluation: the mean loss over every token of a split, each predicted exactly once.
+
+`python -m engine.evaluate RUN_DIRECTORY SPLIT OUTPUT.json` scores a finished run's final model.
+"""
+
+import argparse
+import importlib
+import math
+from pathlib import Path
+
+import torch
+
+from engine import compiling, parallel
+from engine.config import Config, ConfigError, command, load
+from engine.data.batches import eval_batches
+from engine.data.prepare import open_tokens
+from engine.models import MODELS
+from engine.objectives import next_token
+from engine.rundir import write_json
+from engine.step import autocast
+
+
+@torch.no_grad()
+def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: int = 0) -> tuple[float, int]:
+    """(nats per token, tokens scored) of `tokens` (numpy array); limit: only the first so many (0: all).
+
+    The same windows whatever the batch size and the number of ranks; uncompiled, in eval mode.
+    """
+    e, context = config.evaluation, config.model.context
+    tokens = tokens[:limit + 1] if limit else tokens
+    sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    was_training = model.training
+    model.eval()
+    with compiling.eager(config.compile.compile):
+        for inputs, targets in eval_batches(tokens, context, e.eval_batch_size, stride=e.eval_stride,
+                                            rank=ranks.rank, world=ranks.world_size):
+            inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)
+            with autocast(config.training.precision, ranks.device):
+                logits, _ = model(inputs)
+            sums += torch.stack([next_token(logits, targets).double(), (targets >= 0).sum().double()])
+    model.train(was_training)
+    loss, count = parallel.total(sums).tolist()
+    return loss / count, int(count)
+
+
+def figures(loss: float, bytes_per_token: float, prefix: str) -> dict[str, float]:
+    """Loss, perplexity and bits per byte under `prefix`; perplexity is not capped."""
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {f"{prefix}_loss": loss, f"{prefix}_perplexity": perplexity,
+            f"{prefix}_bits_per_byte": loss / math.log(2) / bytes_per_token}
+
+
+def final_model(directory: Path, config: Config, vocabulary_size: int) -> torch.nn.Module:
+    """The trained model of a run directory, on the CPU."""
+    from safetensors.torch import load_file
+
+    module = importlib.import_module(MODELS[config.model.model])
+    model = module.build(config.model, vocabulary_size)
+    model.load_state_dict(load_file(directory / "model.safetensors"))
+    return model
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("split", choices=("train", "validation", "test"))
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    if not (arguments.directory / "metrics.json").exists():
+        raise ConfigError("no metrics.json: the run is not complete, so there is no final model to score",
+                          str(arguments.directory))
+    config = load(arguments.directory / "config.toml")
+    tokens = open_tokens(config.tokens_directory)
+    ranks = parallel.start(config.parallel, config.run.device)
+    model = final_model(arguments.directory, config, tokens.meta["vocabulary_size"]).to(ranks.device)
+    loss, count = mean_loss(model, getattr(tokens, arguments.split), config, ranks)
+    per_token = tokens.bytes_per_token(arguments.split)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.output, {"split": arguments.split, "tokens": count,
+                                  **figures(loss, per_token, arguments.split)})
+
+
+if __name__ == "__main__":
+    main()

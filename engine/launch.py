@@ -1,0 +1,44 @@
+"""What a process does before torch is imported: tie its life to its parent's, and find its tokens."""
+
+import ctypes
+import os
+import signal
+import sys
+
+from engine.config import Config, ConfigError
+from engine.data.prepare import Tokens, open_tokens, prepare
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, so that a killed pipeline leaves no trainer behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def tokens_for(config: Config) -> Tokens:
+    """Open the run's token files; a run started by hand, without the tokenize stage, makes them first.
+
+    Raises ConfigError for missing data, for tokens made with other settings, and where several processes would
+    have to make them.
+    """
+    directory = config.tokens_directory
+    if not directory.exists():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("LOCAL_RANK") != "0":
+            return _wait_for(directory, config)
+        prepare(config.data, directory)
+    return open_tokens(directory, config.data)
+
+
+def _wait_for(directory, config: Config, seconds: float = 600) -> Tokens:
+    """The other ranks wait for rank 0, which makes the directory appear whole."""
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not directory.exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"no tokens after {seconds:.0f} s; run python -m engine.data.prepare FILE.toml first",
+                              str(directory))
+        time.sleep(0.2)
+    return open_tokens(directory, config.data)

@@ -1,0 +1,121 @@
+"""The ledger of a run: what was requested, what was in effect, and how that was established.
+
+Every line rests on something observed in this process, never on the request itself. Whether a line `agrees` is
+decided here; tables show every line that does not.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine import compiling
+from engine.config import Config
+
+
+class Ledger:
+    """Lines of {what, requested, in_effect, how, agrees}."""
+
+    def __init__(self):
+        self.entries: list[dict] = []
+
+    def add(self, what: str, requested, in_effect, how: str, *, agrees: bool) -> None:
+        self.entries.append({"what": what, "requested": str(requested), "in_effect": str(in_effect), "how": how,
+                             "agrees": bool(agrees)})
+
+    def as_dict(self) -> dict:
+        return {"entries": self.entries}
+
+
+def of_run(config: Config, *, ranks, accumulation: int, targets_per_step: int, tokens, order, logits_dtype,
+           optimizer, memory, first_device) -> Ledger:
+    """The ledger of a run that has taken its measured step.
+
+    targets_per_step: counted on all ranks; logits_dtype: seen in that step; memory: its StepMemory;
+    first_device: the device of the first parameter.
+    """
+    ledger = Ledger()
+    t = config.training
+    wanted = config.run.device
+    ledger.add("device", wanted, first_device, "device of the parameters",
+               agrees=wanted == "auto" or first_device.startswith(wanted))
+    ledger.add("processes", config.parallel.processes or "as launched", ranks.world_size, "size of the process group",
+               agrees=config.parallel.processes in (0, ranks.world_size))
+    micro = t.batch_size // ranks.world_size // accumulation
+    ledger.add("batch_size", t.batch_size, targets_per_step / config.model.context,
+               f"targets counted on all ranks; micro-batch {micro} × accumulation {accumulation} × replicas "
+               f"{ranks.world_size}, {targets_per_step} tokens a step",
+               agrees=targets_per_step == t.batch_size * config.model.context)
+    expected = torch.bfloat16 if t.precision == "bf16" else torch.float32
+    ledger.add("precision", t.precision, str(logits_dtype).removeprefix("torch."), "dtype of the logits",
+               agrees=logits_dtype == expected)
+    backend = attention_backend(config, torch.device(first_device))
+    ledger.add("attention", config.model.attention, backend, "operation dispatched for this run's shape and dtype",
+               agrees=(backend == "manual") == (config.model.attention == "manual"))
+    _add_checkpointing(ledger, config, memory)
+    _add_compile(ledger, config)
+    _add_data(ledger, config, tokens, order)
+    groups = [f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
+              for g in optimizer.param_groups]
+    ledger.add("optimizer", config.optimizer.optimizer, type(optimizer).__name__.lower(), "; ".join(groups),
+               agrees=type(optimizer).__name__.lower() == config.optimizer.optimizer)
+    return ledger
+
+
+def _add_checkpointing(ledger: Ledger, config: Config, memory) -> None:
+    mode, layers = config.memory.activation_checkpointing, config.model.layers
+    wanted = {"none": 0, "every_n": layers // config.memory.checkpoint_every}.get(mode, layers)
+    kept = "activations not measurable here" if memory.activation_bytes is None else (
+        f"activations kept {memory.activation_bytes / 2**20:.1f} MiB after one forward pass")
+    if memory.recomputed_blocks is None:
+        in_effect, agrees = f"{mode}, inside the compiled graphs", True
+    else:
+        agrees = memory.recomputed_blocks == wanted
+        in_effect = f"{memory.recomputed_blocks} of {layers} blocks recomputed"
+    ledger.add("activation_checkpointing", mode, in_effect, f"calls of the blocks in one step; {kept}", agrees=agrees)
+
+
+def _add_compile(ledger: Ledger, config: Config) -> None:
+    mode = config.compile.compile
+    proof = compiling.proof()
+    ledger.add("compile", mode, proof if proof.graphs else "none", "dynamo's counters",
+               agrees=(proof.graphs > 0) == (mode != "none"))
+
+
+def _add_data(ledger: Ledger, config: Config, tokens, order) -> None:
+    meta = tokens.meta
+    consumed = config.training.steps * config.training.batch_size * config.model.context
+    train = meta["splits"]["train"]
+    ledger.add("dataset", config.data.dataset, meta["dataset"],
+               f"sha256 of the training text {train['sha256_text'][:12]}; {train['tokens']} tokens, vocabulary "
+               f"{meta['vocabulary_size']}; {consumed} consumed = {consumed / train['tokens']:.2f} epochs",
+               agrees=meta["dataset"] == config.data.dataset)
+    ledger.add("tokenizer", config.data.tokenizer, meta["tokenizer"], "meta.json of the token files",
+               agrees=meta["tokenizer"] == config.data.tokenizer)
+    ledger.add("seed", config.run.seed, order.seed, "the data order's own seed", agrees=config.run.seed == order.seed)
+
+
+class _Operations(TorchDispatchMode):
+    """Records the names of the operations dispatched while it is active."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def attention_backend(config: Config, device: torch.device) -> str:
+    """The SDPA kernel that torch picks for this run: flash, cudnn, efficient or math; or `manual`."""
+    m = config.model
+    if m.attention == "manual":
+        return "manual"
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    q = torch.zeros(1, m.heads, m.context, m.width // m.heads, dtype=dtype, device=device, requires_grad=True)
+    with _Operations() as seen:
+        F.scaled_dot_product_attention(q, q, q, is_causal=True, dropout_p=m.dropout)
+    for backend in ("flash", "cudnn", "efficient"):
+        if any(f"_scaled_dot_product_{backend}_attention" in name for name in seen.names):
+            return f"sdpa {backend}"
+    return "sdpa math"

@@ -1,0 +1,121 @@
+"""Activation checkpointing, and what memory a run really holds.
+
+Memory means bytes of tensors, as the CUDA allocator counts them. On a CPU the same number is taken from the
+tensors themselves, over one step, because the process's resident size is mostly the interpreter.
+"""
+
+import contextlib
+import weakref
+
+import torch
+import torch.nn as nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from engine.config import Memory
+
+
+def apply_activation_checkpointing(model: nn.Module, settings: Memory, *, dropout: float) -> None:
+    """Wrap the blocks of `model` in place as the settings ask."""
+    mode = settings.activation_checkpointing
+    if mode != "none":
+        from engine import titan
+
+        titan.checkpoint_activations(model, mode, settings.checkpoint_every, keep_rng=dropout > 0)
+
+
+class TensorBytes(TorchDispatchMode):
+    """While active, `current` and `peak` are the bytes of all storages alive: those given, and new ones."""
+
+    def __init__(self, alive: list[torch.Tensor]):
+        super().__init__()
+        self.current = self.peak = 0
+        self._seen: dict[int, weakref.ref] = {}
+        for tensor in alive:
+            self._track(tensor)
+
+    def _track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+
+        def freed(_, key=key, size=size):
+            del self._seen[key]
+            self.current -= size
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor):
+                self._track(value)
+        return result
+
+
+class Recomputation:
+    """Counts how often each block runs in one forward pass and again in its backward pass."""
+
+    def __init__(self, model: nn.Module):
+        self.calls = [0] * len(model.layers)
+        self._handles = []
+        for i, block in enumerate(model.layers):
+            inner = getattr(block, "_checkpoint_wrapped_module", block)
+            self._handles.append(inner.register_forward_pre_hook(lambda *_, i=i: self._count(i)))
+
+    def _count(self, block: int) -> None:
+        self.calls[block] += 1
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class StepMemory:
+    """Measures one training step: `peak_bytes`, `activation_bytes` after the first forward, recomputed blocks.
+
+    Where a figure cannot be had (a compiled model on a CPU), it is None, never a guess.
+    """
+
+    def __init__(self, model: nn.Module, optimizer, device: torch.device, *, compiled: bool):
+        self.device, self.compiled = device, compiled
+        self.peak_bytes = self.activation_bytes = self.recomputed_blocks = None
+        self._model, self._optimizer = model, optimizer
+        self._before = None
+
+    def _held(self) -> list[torch.Tensor]:
+        states = (v for state in self._optimizer.state.values() for v in state.values())
+        tensors = [*self._model.parameters(), *self._model.buffers(), *states]
+        return [local(t) for t in tensors if isinstance(t, torch.Tensor)]
+
+    @contextlib.contextmanager
+    def measured(self, step, micro_batches):
+        """Around one call of `step` (an engine.step.Step) on `micro_batches`."""
+        recomputation = None if self.compiled else Recomputation(self._model)
+        count = TensorBytes(self._held()) if self.device.type == "cpu" and not self.compiled else None
+        current = (lambda: count.current) if count else (lambda: torch.cuda.memory_allocated(self.device))
+        if count or self.device.type == "cuda":
+            self._before = current()
+
+            def after_forward():
+                if self.activation_bytes is None:
+                    self.activation_bytes = current() - self._before
+
+            step.after_forward = after_forward
+        with count or contextlib.nullcontext():
+            yield
+        step.after_forward = None
+        if recomputation:
+            recomputation.stop()
+            self.recomputed_blocks = sum(n > len(micro_batches) for n in recomputation.calls)
+        if count:
+            self.peak_bytes = count.peak
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; a plain tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

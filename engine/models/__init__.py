@@ -1,0 +1,5 @@
+"""MODELS: name → module. To add one: a file with `build(settings, vocabulary_size)`, and its line here."""
+
+MODELS = {
+    "gpt": "engine.models.gpt",
+}

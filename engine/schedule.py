@@ -1,0 +1,18 @@
+"""The learning rate as a pure function of the step. No torch, no state."""
+
+import math
+
+
+def lr_scale(step: int, *, schedule: str, warmup_steps: int, min_lr_fraction: float, steps: int) -> float:
+    """The factor on the peak learning rate at `step` (0-based) of `steps`.
+
+    Warm-up is linear and reaches 1 at its last step; cosine and linear decay then reach `min_lr_fraction`
+    exactly at the last step.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
+    return min_lr_fraction + (1 - min_lr_fraction) * decay

@@ -1,0 +1,93 @@
+"""The only importer of torchtitan: its activation checkpointing, device mesh and gradient clipping.
+
+Which parts are used, and which are not and why, is in docs/decisions/0003-torchtitan.md.
+
+`torchtitan/__init__.py` imports its quantization modules, which need triton and take seconds; nothing here
+needs them. So the package is registered without running that file, and only the submodules below are loaded.
+"""
+
+import importlib.util
+import logging
+import sys
+
+import torch
+import torch.nn as nn
+
+
+def _load_package() -> None:
+    if "torchtitan" not in sys.modules:
+        spec = importlib.util.find_spec("torchtitan")
+        if spec is None:
+            raise ModuleNotFoundError("torchtitan 0.2.2 is not installed: pip install torchtitan==0.2.2")
+        sys.modules["torchtitan"] = importlib.util.module_from_spec(spec)
+    logging.getLogger("torchtitan").setLevel(logging.WARNING)
+
+
+def _load_tools_for_cpu() -> None:
+    """Import torchtitan's device helpers on a machine without an accelerator.
+
+    They fall back to "cuda" there; answering "cpu" while they are imported makes meshes live on the CPU.
+    """
+    original = torch._utils._get_available_device_type
+    torch._utils._get_available_device_type = lambda: original() or "cpu"
+    try:
+        import torchtitan.tools.utils  # noqa: F401
+    finally:
+        torch._utils._get_available_device_type = original
+
+
+_load_package()
+_load_tools_for_cpu()
+
+from torchtitan.config.job_config import ActivationCheckpoint  # noqa: E402
+from torchtitan.distributed import ParallelDims  # noqa: E402
+from torchtitan.distributed.activation_checkpoint import apply_ac  # noqa: E402
+from torchtitan.distributed.utils import clip_grad_norm_  # noqa: E402
+
+logging.getLogger().setLevel(logging.WARNING)  # importing torchtitan sets the root logger to INFO
+
+
+def saved_operations() -> set:
+    """Operations whose outputs selective checkpointing keeps: matrix products and attention.
+
+    torchtitan's own list has `mm` but not `addmm`, so biased Linears, and not the CPU's attention kernel.
+    """
+    aten = torch.ops.aten
+    return {
+        aten.mm.default,
+        aten.addmm.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+
+
+def checkpoint_activations(model: nn.Module, mode: str, every: int, *, keep_rng: bool) -> None:
+    """Wrap `model.layers` in place so that they recompute activations in the backward pass.
+
+    mode: full, selective (keeps matrix products and attention) or every_n (every `every`-th layer, whole).
+    keep_rng: replay the random state in the recomputation, which dropout needs.
+    """
+    from torchtitan.distributed import activation_checkpoint as module
+
+    module._layer_sac_count = 0  # torchtitan counts layers over the life of the process, not of the model
+    option = {"full": "op", "selective": "op", "every_n": str(every)}[mode]
+    config = ActivationCheckpoint(mode="full" if mode == "full" else "selective", selective_ac_option=option,
+                                  preserve_rng_state=keep_rng)
+    apply_ac(model, config, op_sac_save_list=saved_operations())
+
+
+def data_parallel_mesh(kind: str, world_size: int):
+    """The one-dimensional device mesh of a data-parallel run: `dp_replicate` for ddp, `fsdp` for fsdp."""
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401  registers the backend of ParallelDims' unused axes
+
+    replicate, shard = (world_size, 1) if kind == "ddp" else (1, world_size)
+    dims = ParallelDims(dp_replicate=replicate, dp_shard=shard, cp=1, tp=1, pp=1, ep=1, etp=1,
+                        world_size=world_size)
+    return dims.get_mesh("dp_replicate" if kind == "ddp" else "fsdp")
+
+
+def clip_gradients(parameters, max_norm: float) -> torch.Tensor:
+    """Scale gradients in place to a global norm ≤ `max_norm` (0: leave them); return the norm before."""
+    return clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"), foreach=True)

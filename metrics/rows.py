@@ -1,0 +1,229 @@
+"""Reads what the runs of one study left in its results directory, into frames and small dataclasses.
+
+The only reader of result files. Must not compute a metric, and must not let a number of an unfinished run
+out: such a run is listed with its state and the reason, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+STEP_COLUMNS = ("step", "tokens_seen", "train_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second")
+EVAL_COLUMNS = ("step", "tokens_seen", "val_loss")
+COUNT_COLUMNS = ("step", "tokens_seen")
+# Keys that a finished run must have; null means "not measured here" (such as GPU memory on a CPU).
+METRIC_KEYS = (
+    "train_loss",
+    "val_loss",
+    "best_val_loss",
+    "step_seconds_median",
+    "tokens_per_second",
+    "tokens",
+    "peak_memory_gib",
+    "activation_mib",
+)
+TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
+
+
+class ResultsError(Exception):
+    """Results are missing or a file of theirs is malformed; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the plan stage wrote down about the study."""
+
+    name: str
+    question: str
+    baseline: str
+    metric: str
+    better: str
+    seeds: tuple[int, ...]
+    dataset: str
+    runs: dict[str, dict[str, Any]]  # run -> setting -> value, differences from the base only
+    base: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunSeed:
+    """One run and seed. Everything after `reason` is empty unless the state is 'complete'."""
+
+    run: str
+    seed: int
+    state: str  # complete, missing, incomplete, failed
+    reason: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
+    ledger: tuple[dict[str, Any], ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+    env: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study with all its runs and seeds, in the study's order.
+
+    Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*) and
+    `evals` (run, seed, EVAL_COLUMNS).
+    """
+
+    study: Study
+    runs: tuple[RunSeed, ...]
+    steps: pl.DataFrame
+    evals: pl.DataFrame
+
+    def of(self, run: str) -> tuple[RunSeed, ...]:
+        """The run's seeds, complete or not."""
+        return tuple(one for one in self.runs if one.run == run)
+
+
+def read(directory: Path) -> Results:
+    """All results of one study, from `results/<study>`.
+
+    Raises:
+        ResultsError: no such study, or a malformed file, which it names.
+    """
+    plan = directory / "configs" / "study.json"
+    if not plan.is_file():
+        raise ResultsError(f"{plan} is missing: there are no results here yet. Run `dvc repro` first.")
+    study = _study(plan)
+    runs = tuple(_run_seed(directory, run, seed) for run in study.runs for seed in study.seeds)
+    done = [one for one in runs if one.state == "complete"]
+    steps = [_rows(directory, one, "steps.csv", STEP_COLUMNS) for one in done]
+    evals = [_rows(directory, one, "evals.csv", EVAL_COLUMNS) for one in done]
+    return Results(study, runs, _concat(steps, STEP_COLUMNS), _concat(evals, EVAL_COLUMNS))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{path} is missing although the run is complete: run it again.") from None
+    except ValueError as error:
+        raise ResultsError(f"{path} is not valid JSON: {error}") from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise ResultsError(f"{path} must hold one JSON object, got {type(value).__name__}")
+    return value
+
+
+def _study(path: Path) -> Study:
+    raw = _object(path)
+    keys = ("study", "question", "baseline", "metric", "better", "seeds", "dataset", "runs", "base")
+    if absent := [key for key in keys if key not in raw]:
+        raise ResultsError(f"{path} lacks {', '.join(absent)}: run the plan stage again (`dvc repro plan`).")
+    if raw["baseline"] not in raw["runs"]:
+        runs = ", ".join(raw["runs"])
+        raise ResultsError(f"{path}: the baseline {raw['baseline']!r} is not one of its runs: {runs}")
+    if raw["better"] not in ("lower", "higher"):
+        raise ResultsError(f"{path}: better must be 'lower' or 'higher', got {raw['better']!r}")
+    values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
+    return Study(name=raw["study"], seeds=tuple(raw["seeds"]), **values)
+
+
+def _run_seed(directory: Path, run: str, seed: int) -> RunSeed:
+    home = directory / f"{run}-{seed}"
+    if not home.is_dir():
+        return RunSeed(run, seed, "missing", "has not run")
+    if not (home / "metrics.json").is_file():
+        return RunSeed(run, seed, "incomplete", "interrupted or still running (no metrics.json)")
+    metrics = _object(home / "metrics.json")
+    status = metrics.get("status")
+    if status != "complete":
+        state = "failed" if status == "failed" else "incomplete"
+        reason = metrics.get("reason") or metrics.get("error") or f"its status is {status!r}"
+        return RunSeed(run, seed, state, str(reason))
+    _check_numbers(home / "metrics.json", metrics, METRIC_KEYS)
+    test_path = directory / "test" / f"{run}-{seed}.json"
+    test = _object(test_path) if test_path.is_file() else {}
+    if test:
+        _check_numbers(test_path, test, TEST_KEYS)
+    return RunSeed(
+        run,
+        seed,
+        "complete",
+        "",
+        metrics,
+        test,
+        _ledger(home / "ledger.json"),
+        _events(home / "events.jsonl"),
+        _object(home / "env.json"),
+        _config(home / "config.toml"),
+    )
+
+
+def _check_numbers(path: Path, values: dict[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if key not in values:
+            raise ResultsError(f"{path} lacks {key}")
+        value = values[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ResultsError(f"{path}: {key} must be a number, got {value!r}")
+
+
+def _ledger(path: Path) -> tuple[dict[str, Any], ...]:
+    entries = _object(path).get("entries")
+    keys = {"what", "requested", "in_effect", "how", "agrees"}
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and keys <= e.keys() for e in entries):
+        raise ResultsError(f"{path} must hold a list 'entries' of objects with {', '.join(sorted(keys))}")
+    return tuple(entries)
+
+
+def _events(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    events = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            events.append(json.loads(line))
+        except ValueError as error:
+            raise ResultsError(f"{path}, line {number}, is not valid JSON: {error}") from error
+    return tuple(events)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The resolved settings, flat: the names are unique over the sections."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{path} is missing although the run is complete: run it again.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ResultsError(f"{path} is not valid TOML: {error}") from error
+    return {key: value for table in tables.values() for key, value in table.items()}
+
+
+def _rows(directory: Path, one: RunSeed, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    path = directory / f"{one.run}-{one.seed}" / name
+    if not path.is_file():
+        raise ResultsError(f"{path} is missing although the run is complete: run it again.")
+    try:
+        frame = pl.read_csv(path, infer_schema=False)
+        if absent := [column for column in columns if column not in frame.columns]:
+            raise ResultsError(f"{path} lacks the column {', '.join(absent)}")
+        frame = frame.with_columns(pl.col(c).cast(_type(c)) for c in frame.columns)
+    except pl.exceptions.PolarsError as error:
+        raise ResultsError(f"{path} is not a table of numbers: {error}") from error
+    return frame.select(pl.lit(one.run).alias("run"), pl.lit(one.seed).alias("seed"), pl.all())
+
+
+def _concat(frames: list[pl.DataFrame], columns: tuple[str, ...]) -> pl.DataFrame:
+    if frames:
+        return pl.concat(frames, how="diagonal")  # runs may log the activation norms of different layers
+    numbers = {column: _type(column) for column in columns}
+    return pl.DataFrame(schema={"run": pl.String, "seed": pl.Int32, **numbers})
+
+
+def _type(column: str) -> type[pl.DataType]:
+    return pl.Int64 if column in COUNT_COLUMNS else pl.Float64

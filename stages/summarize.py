@@ -1,0 +1,94 @@
+"""Summarize one study: `python -m stages.summarize results/<study> reports/<study>`.
+
+Reads the results, writes the tables, DVC's metrics and plot data and the report, and prints the comparison.
+No arithmetic here: that is in metrics/, the drawing in plots/. Exit 2 when there is nothing to summarize.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from metrics import rows, summary
+from plots import report
+
+WIDTH = 110  # characters, where there is no terminal to ask
+
+
+def write_dvc_files(reports: Path, study: summary.Summary) -> None:
+    """metrics/<run>.json, curves.csv and bars.csv: what `dvc metrics` and `dvc plots` read."""
+    metrics = reports / "metrics"
+    metrics.mkdir(parents=True, exist_ok=True)
+    for stale in metrics.glob("*.json"):  # of runs that the study no longer has
+        stale.unlink()
+    for run in study.runs:
+        text = json.dumps(summary.dvc_metrics(run), indent=2, ensure_ascii=False, allow_nan=False)
+        (metrics / f"{run.run}.json").write_text(text + "\n", encoding="utf-8")
+    results = study.results
+    columns = ("train_loss", "lr", "grad_norm")
+    curves = summary.curves(results, results.steps, columns)
+    curves.select("step", "tokens_seen", "run", *columns).write_csv(reports / "curves.csv")
+    names = dict.fromkeys((results.study.metric, "tokens_per_second", "peak_memory_gib", "activation_mib"))
+    summary.bars(study, tuple(names)).write_csv(reports / "bars.csv")
+
+
+def write_tables(reports: Path, study: summary.Summary) -> Path:
+    """table.csv, table.md and report.html; returns the report's path."""
+    summary.table_frame(study).write_csv(reports / "table.csv")
+    (reports / "table.md").write_text(report.markdown(study), encoding="utf-8")
+    page = reports / "report.html"
+    page.write_text(report.html(study), encoding="utf-8")
+    return page
+
+
+def show(console: Console, study: summary.Summary) -> None:
+    """The comparison in the terminal: question, results, cost, footnotes."""
+    plan = study.results.study
+    console.print(f"\nStudy {plan.name}: {plan.question}\n")
+    quality = f"Results: mean ± 95 % interval over seeds, difference to {plan.baseline}"
+    cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
+    for title, (heads, cells) in ((quality, report.quality_table(study)), (cost, report.cost_table(study))):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="left" if place == 0 else "right", overflow="fold")
+        for line in cells:
+            table.add_row(*line)
+        console.print(table)
+    for note in summary.footnotes(study):
+        console.print(f"* {note}")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stage; 0, or 2 with one message."""
+    if len(arguments) != 2:  # noqa: PLR2004
+        print("usage: python -m stages.summarize results/<study> reports/<study>", file=sys.stderr)
+        return 2
+    source, reports = Path(arguments[0]), Path(arguments[1])
+    try:
+        results = rows.read(source)
+        study = summary.summarize(results)
+    except rows.ResultsError as error:
+        print(f"summarize: {error}", file=sys.stderr)
+        return 2
+    if not study.complete:
+        states = "\n".join(f"  {one.run}-{one.seed}: {one.state}, {one.reason}" for one in results.runs)
+        print(f"summarize: no run in {source} is complete:\n{states}", file=sys.stderr)
+        return 2
+    reports.mkdir(parents=True, exist_ok=True)
+    write_dvc_files(reports, study)
+    page = write_tables(reports, study)
+    # Run names and questions are plain text: no markup, no emoji. Piped output gets a width of its own.
+    width = None if sys.stdout.isatty() else WIDTH
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    show(console, study)
+    console.print(f"\nReport: {page}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

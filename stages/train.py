@@ -1,0 +1,73 @@
+"""TRAIN: one resolved TOML → one run directory, by starting the engine and showing its progress.
+
+    python -m stages.train results/<study>/configs/<run>-<seed>.toml
+
+Starts one process, or torchrun where the run asks for several. On a terminal the engine's JSON lines become a live
+progress bar; elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's.
+"""
+
+import json
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from engine.config import ConfigError, command, load
+from engine.launch import die_with_parent
+
+
+def launch_command(path: str, processes: int) -> list[str]:
+    """The command that trains the run of TOML file `path` in `processes` processes (0: one)."""
+    if processes <= 1:
+        return [sys.executable, "-m", "engine.train", path]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+            "-m", "engine.train", path]
+
+
+def show(lines, console: Console, title: str, steps: int) -> None:
+    """Turn the engine's JSON lines into a progress bar on a terminal, or pass them on."""
+    if not console.is_terminal:
+        for line in lines:
+            print(line, end="", flush=True)
+        return
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[figures]}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=steps, figures="")
+        for line in lines:
+            fields = parsed(line)
+            if fields.get("event") == "step":
+                figures = f"loss {fields['train_loss']:.3f}  {fields['tokens_per_second']:,} tokens/s"
+                progress.update(task, completed=fields["step"], figures=figures)
+            elif not fields:
+                progress.console.print(line.rstrip(), markup=False, highlight=False)
+
+
+def parsed(line: str) -> dict:
+    """The fields of a JSON line; {} for any other line."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+@command
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise ConfigError("usage: python -m stages.train FILE.toml")
+    path = sys.argv[1]
+    config = load(path)
+    die_with_parent()
+    with subprocess.Popen(launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True) as engine:
+        try:
+            show(engine.stdout, Console(), f"{config.run.run}, seed {config.run.seed}", config.training.steps)
+        except BaseException:
+            engine.terminate()
+            raise
+    sys.exit(engine.returncode)
+
+
+if __name__ == "__main__":
+    main()
