@@ -73,7 +73,8 @@ class Run:
 @dataclass(frozen=True)
 class Data:
     dataset: str = setting("stdlib", "source of the text", choices=DATASETS)
-    data_dir: str = setting("", "directory that holds the data set's files; empty: fetch it by name")
+    data_dir: str = setting("", "directory that holds the data set's files; empty: fetch it by name",
+                            only_if={"dataset": ("wikitext2", "tinyshakespeare", "text")})
     tokenizer: str = setting("bytes", "how text becomes tokens", choices=TOKENIZERS)
     vocab_size: int = setting(4096, "vocabulary of a trained tokenizer", unit="tokens", at_least=257,
                               only_if={"tokenizer": ("bpe",)})

@@ -54,12 +54,12 @@ METRICS = {
     "activation_mib": Metric("activations kept", "MiB", _metric("activation_mib"), cost=True),
 }
 COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
-# The columns of `dvc metrics show`: few enough to be read side by side, rounded so that they stay narrow.
-# Step time says the same as tokens/s, validation loss nearly the same as test loss; the report has both.
+# The columns of `dvc metrics show` besides the study's own metric, and their decimals: few and short enough
+# to be read side by side. Step time says the same as tokens/s, and validation loss and bits per byte nearly
+# the same as test loss; the report has them all.
 DVC_DECIMALS = {
     "test_loss": 4,
     "test_perplexity": 3,
-    "test_bits_per_byte": 4,
     "tokens_per_second": 0,
     "peak_memory_gib": 3,
     "activation_mib": 2,
@@ -87,7 +87,7 @@ class RunSummary:
             return self.state
         if self.comparison is None:
             return "baseline"
-        return self.comparison.verdict or self.comparison.reason
+        return self.comparison.verdict or "no verdict"
 
 
 @dataclass(frozen=True)
@@ -273,23 +273,26 @@ def footnotes(summary: Summary) -> list[str]:
     """Ledger differences, seeds without a result, the smallest difference these seeds could have shown."""
     notes = [f"{run.run}: not as requested: {words}" for run in summary.runs for words in run.ledger]
     notes += [f"{run.run}: {words}" for run in summary.runs for words in run.notes]
-    for run in summary.runs:
-        if run.comparison and run.comparison.smallest_detectable:  # 0 when every difference is the same
-            smallest = f"{number(run.comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
-            notes.append(
-                f"{run.run}: the smallest difference that {len(run.comparison.seeds)} seeds could have "
-                f"shown (80 % power) is {smallest}"
-            )
+    judged = [(run.run, run.comparison) for run in summary.complete if run.comparison]
+    notes += [f"{run}: no verdict: {comparison.reason}" for run, comparison in judged if comparison.reason]
+    for run, comparison in judged:
+        if comparison.smallest_detectable:  # 0 when every difference is the same
+            smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+            seeds = len(comparison.seeds)
+            notes.append(f"{run}: {seeds} seeds could have shown (80 % power) a difference of {smallest}")
     return notes
 
 
 # -- frames ------------------------------------------------------------------------------------------------
 
 
-def dvc_metrics(run: RunSummary) -> dict[str, Any]:
-    """The flat dictionary of one run for DVC: means over seeds, the verdict, and whether all took effect."""
+def dvc_metrics(run: RunSummary, metric: str) -> dict[str, Any]:
+    """The flat dictionary of one run for DVC: means over seeds, the verdict, and whether all took effect.
+
+    `metric` is the study's, which is among them whatever it is.
+    """
     row: dict[str, Any] = {}
-    for name, decimals in DVC_DECIMALS.items():
+    for name, decimals in ({metric: 4} | DVC_DECIMALS).items():
         estimate = run.estimates[name]
         if estimate is not None:  # JSON has no infinity: words
             finite = math.isfinite(estimate.mean)

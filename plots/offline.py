@@ -1,7 +1,7 @@
 """The page that `dvc plots show` fills, with the drawing library inside: `python -m plots.offline PATH`.
 
-DVC's own page loads vega from a content network and shows nothing offline. This one is generated at set-up from
-the bundle that vl-convert ships, and must not be committed: it is nearly a megabyte of other people's code.
+DVC's own page loads vega from a content network and shows nothing offline. This one is generated at set-up
+from the bundle that vl-convert ships, and must not be committed: it is a megabyte of other people's code.
 Used through `dvc config plots.html_template PATH`, PATH relative to `.dvc/`.
 """
 

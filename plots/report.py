@@ -51,7 +51,7 @@ def _seeds(summary: Summary, run: RunSummary) -> str:
 
 
 def quality_table(summary: Summary, full: bool = False) -> Table:
-    """Run, seeds, the study's metric, perplexity and bits per byte, difference, p and verdict, as words.
+    """Run, seeds, the study's metric, difference, p, verdict, perplexity and bits per byte, as words.
 
     `full` adds validation and training loss and every interval, which a terminal has no room for.
     """
@@ -60,32 +60,16 @@ def quality_table(summary: Summary, full: bool = False) -> Table:
     if full:
         others += ["test_loss", "val_loss", "best_val_loss", "train_loss"]
     others = [name for name in others if name != study.metric]
-    heads = [
-        "run",
-        "seeds",
-        summary.metric.label,
-        *(METRICS[n].label for n in others),
-        "difference",
-        "p",
-        "verdict",
-    ]
+    heads = ["run", "seeds", summary.metric.label, "difference", "p", "verdict"]
     rows = []
     for run in summary.runs:
         comparison = run.comparison if run.complete_seeds else None
         difference = with_interval(comparison.estimate, signed=True) if comparison else "–"
+        p = p_value(comparison.p_holm if comparison else None)
         measured = [_cell(run, name, interval=full) for name in others]
-        rows.append(
-            [
-                run.run,
-                _seeds(summary, run),
-                _cell(run, study.metric),
-                *measured,
-                difference,
-                p_value(comparison.p_holm if comparison else None),
-                run.status,
-            ]
-        )
-    return heads, rows
+        seeds = _seeds(summary, run)
+        rows.append([run.run, seeds, _cell(run, study.metric), difference, p, run.status, *measured])
+    return heads + [METRICS[name].label for name in others], rows
 
 
 def cost_table(summary: Summary, full: bool = False) -> Table:
@@ -186,18 +170,18 @@ def _charts(summary: Summary) -> str:
     training = curves(results, results.steps, ("train_loss", "lr", "grad_norm"))
     validation = curves(results, results.evals, ("val_loss",))
     measured, title = bars(summary, (results.study.metric,)), f"{metric.label.capitalize()}, 95 % interval"
-    drawn = [
-        charts.intervals(measured, title, metric.axis, runs),
-        charts.curve(training, "train_loss", "Training loss", f"training {nats}", runs),
-        charts.curve(validation, "val_loss", "Validation loss", f"validation {nats}", runs, points=True),
-        charts.curve(training, "lr", "Learning rate", "learning rate", runs),
-        charts.curve(training, "grad_norm", "Gradient norm", "global gradient norm", runs, log=True),
-    ]
+    drawn = [charts.intervals(measured, title, metric.axis, runs)]
     for name in TRADE_OFFS:
         frame = bars(summary, (name,))
         if not frame.is_empty():
             title = f"{METRICS[name].label.capitalize()}, 95 % interval"
             drawn.append(charts.costs(frame, title, METRICS[name].axis, runs))
+    drawn += [
+        charts.curve(training, "train_loss", "Training loss", f"training {nats}", runs),
+        charts.curve(validation, "val_loss", "Validation loss", f"validation {nats}", runs, points=True),
+        charts.curve(training, "lr", "Learning rate", "learning rate", runs),
+        charts.curve(training, "grad_norm", "Gradient norm", "global gradient norm", runs, log=True),
+    ]
     return "".join(f"<figure>{charts.svg(chart, f'c{i}')}</figure>" for i, chart in enumerate(drawn))
 
 

@@ -62,6 +62,8 @@ def bars() -> dict[str, Any]:
 
     x is the value's column and y the run's, as DVC's own horizontal templates have it.
     """
+    position = {"type": "quantitative", "title": None, "scale": alt.Scale(zero=False)}
+    position |= {"axis": alt.Axis(tickCount=6)}
     base = alt.Chart(alt.UrlData("")).encode(
         y=alt.Y(Y, type="nominal", sort=None, title=None, axis=alt.Axis(labelLimit=220)),
         yOffset=alt.YOffset("rev", type="nominal", sort=None),
@@ -70,15 +72,18 @@ def bars() -> dict[str, Any]:
     whisker = (
         base.transform_filter("datum.low != null && datum.low != ''")
         .mark_rule(strokeWidth=2.5)
-        .encode(x=alt.X("low", type="quantitative", title=None, scale=alt.Scale(zero=False)), x2="high")
+        .encode(x=alt.X("low", **position), x2="high")
     )
     point = base.mark_point(filled=True, size=90, opacity=1, tooltip=alt.TooltipContent("data")).encode(
-        x=alt.X(X, type="quantitative", title=None, scale=alt.Scale(zero=False)),
+        x=alt.X(X, **position),
         shape=alt.Shape("rev", type="nominal", sort=None, title="revision"),
     )
     layers = alt.layer(whisker, point).properties(width=420, height=alt.Step(18))
-    facet = alt.Facet("metric", type="nominal", sort=None, title=None, header=alt.Header(labelFontSize=12))
-    return _finish(layers.facet(facet, columns=1).resolve_scale(x="independent"))
+    # Facets ignore sort=None: panels in the order of the rows need the row's number.
+    order, header = alt.EncodingSortField("row", op="min"), alt.Header(labelFontSize=12)
+    facet = alt.Facet("metric", type="nominal", sort=order, title=None, header=header)
+    panels = layers.facet(facet, columns=1).resolve_scale(x="independent")
+    return _finish(panels.transform_window(row="row_number()"))
 
 
 TEMPLATES = {"plumbline_curve.json": curve, "plumbline_bars.json": bars}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
@@ -27,7 +28,12 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
     for stale in metrics.glob("*.json"):  # of runs that the study no longer has
         stale.unlink()
     for run in study.runs:
-        text = json.dumps(summary.dvc_metrics(run), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            summary.dvc_metrics(run, study.results.study.metric),
+            indent=2,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
         (metrics / f"{run.run}.json").write_text(text + "\n", encoding="utf-8")
     results = study.results
     columns = ("train_loss", "lr", "grad_norm")
@@ -55,7 +61,11 @@ def show(console: Console, study: summary.Summary) -> None:
     for title, (heads, cells) in ((quality, report.quality_table(study)), (cost, report.cost_table(study))):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for place, head in enumerate(heads):
-            table.add_column(head, justify="left" if place == 0 else "right", overflow="fold")
+            wrapped = "\n".join(wrap(head, 11))
+            if place == 0:  # a long run name folds, a number never does
+                table.add_column(wrapped, overflow="fold")
+            else:
+                table.add_column(wrapped, justify="right", no_wrap=True)
         for line in cells:
             table.add_row(*line)
         console.print(table)

@@ -13,7 +13,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import Container, OmegaConf
 
 KEY = "_composed_"
-NOTE = "by DVC from conf/: edit conf/ or use -S, because `dvc exp run` rewrites this file"
+NOTE = "by DVC from conf/; hand edits are refused, see README"
 
 
 def stamp(values: dict) -> str:

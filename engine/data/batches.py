@@ -8,7 +8,7 @@ random state that outlives a call.
 import queue
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> "Prefetcher":
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
@@ -129,7 +129,7 @@ class Prefetcher:
         self.close()
         raise StopIteration if item is None else item
 
-    def __enter__(self) -> "Prefetcher":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

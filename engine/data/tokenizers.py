@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -222,7 +223,7 @@ class Gpt2(Bpe):
     Text is taken as it is: '<|endoftext|>' written in it is ordinary characters, not the special token.
     """
 
-    SHA256 = {
+    SHA256: ClassVar[dict[str, str]] = {
         "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
         "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     }

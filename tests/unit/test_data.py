@@ -208,7 +208,7 @@ def test_bytes_are_the_utf8_bytes():
 
 
 def test_chars_are_sorted_and_the_unknown_is_explicit():
-    made = tokenizers.Chars.build("cab\n", settings())
+    made = tokenizers.Chars.build("bca\n", settings())
     assert made.vocabulary_size == 5
     ids, unknown = made.encode_counted("bad 😀")
     assert ids.tolist() == [2, 1, 4, 4, 4] and unknown == 3

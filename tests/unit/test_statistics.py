@@ -1,0 +1,127 @@
+"""Intervals, paired tests, Holm and verdicts against numbers worked out by hand."""
+
+import math
+
+import pytest
+
+from metrics import language, statistics
+
+# With 2 degrees of freedom the t distribution has a closed form: p = 1 - t / sqrt(t^2 + 2).
+T_975_DF2 = 4.302653
+
+
+def test_mean_interval_of_three_values():
+    estimate = statistics.mean_interval([1.0, 2.0, 3.0])  # sd 1
+    assert estimate.mean == 2.0
+    assert estimate.half_width == pytest.approx(T_975_DF2 / math.sqrt(3), rel=1e-6)
+    assert estimate.count == 3
+
+
+def test_equal_values_have_an_interval_of_exactly_zero():
+    assert statistics.mean_interval([0.1, 0.1, 0.1]) == statistics.Estimate(0.1, 0.0, 3)
+
+
+def test_one_value_or_infinity_has_no_interval():
+    assert statistics.mean_interval([2.0]).half_width is None
+    assert statistics.mean_interval([2.0, math.inf]) == statistics.Estimate(math.inf, None, 2)
+
+
+def test_no_values_are_an_error():
+    with pytest.raises(ValueError, match="at least one value"):
+        statistics.mean_interval([])
+
+
+def test_paired_test_by_hand():
+    values = {
+        "base": {1: 2.0, 2: 2.1, 3: 2.2},
+        "run": {3: 2.5, 1: 2.1, 2: 2.3},
+    }  # pairs by seed, not by place
+    result = statistics.compare(values, "base", "lower")["run"]
+    t = 0.2 / (0.1 / math.sqrt(3))  # differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1
+    assert result.differences == pytest.approx((0.1, 0.2, 0.3))
+    assert result.t == pytest.approx(t)
+    assert result.p == pytest.approx(1 - t / math.sqrt(t * t + 2))
+    assert result.estimate is not None
+    assert result.estimate.half_width == pytest.approx(T_975_DF2 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert result.smallest_detectable == pytest.approx(0.326, abs=5e-4)
+    assert result.verdict == "inconclusive"
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.03, 0.04: times 3, 2, 1, never falling
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_holm_decides_the_verdict():
+    """One run that is significant alone is not beside three others that are not."""
+    base = {1: 0.0, 2: 0.0, 3: 0.0}
+    clear = {1: 0.9, 2: 1.0, 3: 1.3}  # t = 8.87, p = 0.0124
+    noise = {1: -1.0, 2: 0.1, 3: 1.0}
+    assert statistics.compare({"base": base, "a": clear}, "base", "lower")["a"].verdict == "worse"
+    crowd = {"base": base, "a": clear} | {name: noise for name in ("b", "c", "d", "e")}
+    result = statistics.compare(crowd, "base", "lower")["a"]
+    assert result.p < 0.05 < result.p_holm == pytest.approx(5 * result.p)
+    assert result.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("better", "verdict"), [("lower", "better"), ("higher", "worse")])
+def test_direction_follows_the_better_side(better, verdict):
+    values = {"base": {1: 2.0, 2: 2.1, 3: 2.2}, "run": {1: 1.0, 2: 1.11, 3: 1.19}}
+    assert statistics.compare(values, "base", better)["run"].verdict == verdict
+
+
+def test_identical_differences_need_no_variance():
+    base = {1: 1.0, 2: 2.0, 3: 4.0}
+    values = {"base": base, "same": dict(base), "shifted": {seed: v + 0.5 for seed, v in base.items()}}
+    results = statistics.compare(values, "base", "lower")
+    assert (results["same"].verdict, results["same"].p) == ("identical", 1.0)
+    assert (results["shifted"].verdict, results["shifted"].t, results["shifted"].p) == (
+        "worse",
+        math.inf,
+        0.0,
+    )
+    assert results["shifted"].smallest_detectable == 0.0
+
+
+def test_no_verdict_says_why():
+    values = {"base": {1: 1.0, 2: 1.0}, "one": {1: 2.0}, "nan": {1: 1.0, 2: math.nan}, "other": {7: 1.0}}
+    results = statistics.compare(values, "base", "lower")
+    assert {run: result.verdict for run, result in results.items()} == dict.fromkeys(results)
+    assert results["one"].reason == "one seed gives no verdict"
+    assert results["nan"].reason == "not finite in seed 2"
+    assert results["other"].reason == "no seed in common with the baseline"
+
+
+def test_unknown_better_side():
+    with pytest.raises(ValueError, match="'lower' or 'higher', got 'smaller'"):
+        statistics.compare({}, "base", "smaller")
+
+
+@pytest.mark.parametrize(("pairs", "deviations"), [(3, 3.26), (5, 1.68), (10, 1.00)])
+def test_smallest_detectable_difference(pairs, deviations):
+    assert statistics.smallest_detectable_deviations(pairs) == pytest.approx(deviations, abs=0.005)
+
+
+def test_smallest_detectable_difference_needs_two_pairs():
+    with pytest.raises(ValueError, match="at least 2 pairs, got 1"):
+        statistics.smallest_detectable_deviations(1)
+
+
+def test_ratio_is_a_geometric_mean_of_pairs():
+    ratio = statistics.paired_ratio({1: 2.0, 2: 8.0}, {1: 1.0, 2: 1.0, 3: 5.0})
+    assert ratio is not None
+    assert (ratio.mean, ratio.count) == (pytest.approx(4.0), 2)
+    assert ratio.low * ratio.high == pytest.approx(16.0)
+    assert statistics.paired_ratio({1: 3.0}, {1: 2.0}) == statistics.Ratio(pytest.approx(1.5), None, None, 1)
+    assert statistics.paired_ratio({1: 3.0}, {1: 0.0}) is None
+    assert statistics.paired_ratio({}, {1: 1.0}) is None
+
+
+def test_language_units():
+    assert language.perplexity(math.log(50)) == pytest.approx(50)
+    assert language.perplexity(1000.0) == math.inf
+    assert language.bits_per_byte(math.log(2), 4.0) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="positive number, got 0"):
+        language.bits_per_byte(1.0, 0)

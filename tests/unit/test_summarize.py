@@ -1,0 +1,62 @@
+"""The summarize stage as it is called: files, terminal, exit codes."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from fake_results import write_study
+
+from stages import summarize
+
+
+def test_writes_every_file_and_prints_the_table(tmp_path, capsys):
+    results, reports = write_study(tmp_path), tmp_path / "reports" / "quickstart"
+    (reports / "metrics").mkdir(parents=True)
+    (reports / "metrics" / "gone.json").write_text("{}")  # of a run that the study had before
+    assert summarize.main([str(results), str(reports)]) == 0
+    names = {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
+    runs = {f"metrics/{run}.json" for run in ("adamw", "adamw-checkpointing", "sgd")}
+    assert names == runs | {"curves.csv", "bars.csv", "table.md", "table.csv", "report.html"}
+    row = json.loads((reports / "metrics" / "sgd.json").read_text())
+    assert row["seeds"] == 3
+    assert row["verdict"] == "worse"
+    assert row["in_effect"] == "as requested"
+    curves = list(csv.DictReader((reports / "curves.csv").read_text().splitlines()))
+    assert len(curves) == 600  # 300 steps thinned to 200 in each of 3 runs
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 110  # the last line is the report's path
+    assert "identical" in printed
+    assert f"Report: {reports / 'report.html'}" in printed
+
+
+def test_unfinished_run_is_listed_without_numbers(tmp_path, capsys):
+    results, reports = write_study(tmp_path), tmp_path / "reports"
+    for seed in (1, 2, 3):
+        (results / f"sgd-{seed}" / "metrics.json").unlink()
+    assert summarize.main([str(results), str(reports)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in printed if line.strip().startswith("sgd ")]
+    assert rows == [["sgd", "0", "of", "3", "–", "–", "–", "incomplete", "–", "–"], ["sgd"] + ["–"] * 6]
+    assert "* sgd: seeds 1, 2, 3: incomplete: interrupted or still running (no metrics.json)" in printed
+    table = (reports / "table.md").read_text()
+    assert "| sgd | 0 of 3 | – | – | – | incomplete |" in table
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_nothing_to_summarize_exits_2(tmp_path, capsys, unfinished):
+    results, reports = tmp_path / "results" / "quickstart", tmp_path / "reports"
+    if unfinished:
+        write_study(tmp_path)
+        for home in results.glob("*-[123]"):
+            shutil.rmtree(home)
+    assert summarize.main([str(results), str(reports)]) == 2
+    message = capsys.readouterr().err
+    expected = "adamw-1: missing, has not run" if unfinished else "Run `dvc repro` first"
+    assert expected in message
+    assert not reports.exists()
+
+
+def test_wrong_command_line_exits_2(capsys):
+    assert summarize.main(["results/x"]) == 2
+    assert "usage: python -m stages.summarize" in capsys.readouterr().err

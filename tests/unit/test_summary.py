@@ -1,0 +1,163 @@
+"""Reading results and summarizing them: what counts, what does not, and what is said about it."""
+
+import json
+import math
+import shutil
+
+import polars as pl
+import pytest
+from fake_results import RUNS, write_json, write_run, write_study
+
+from metrics import rows, summary
+
+
+@pytest.fixture
+def results(tmp_path):
+    return write_study(tmp_path)
+
+
+def _of(study, run):
+    return next(one for one in study.runs if one.run == run)
+
+
+def test_means_verdicts_and_ratios(results):
+    study = summary.summarize(rows.read(results))
+    assert [run.status for run in study.runs] == ["baseline", "identical", "worse"]
+    baseline, checkpointing, _ = study.runs
+    expected = 2.10 + 0.02 * sum(math.sin(seed) for seed in (1, 2, 3)) / 3
+    assert baseline.estimates["test_loss"].mean == pytest.approx(expected)
+    assert baseline.estimates["step_milliseconds"].mean == pytest.approx(100, rel=0.02)
+    assert checkpointing.ratios["activation_mib"].mean == pytest.approx(12.1 / 60.3)
+    assert "exactly the same test loss in all 3" in summary.verdict_sentence(study, checkpointing)
+    assert "activations kept 80% less" in summary.cost_sentence(study, checkpointing)
+
+
+def test_unfinished_seeds_show_no_numbers(results):
+    shutil.rmtree(results / "sgd-1")
+    (results / "sgd-2" / "metrics.json").unlink()
+    write_json(
+        results / "sgd-3" / "metrics.json", {"status": "failed", "reason": "out of memory", "val_loss": 9.9}
+    )
+    read = rows.read(results)
+    assert [one.state for one in read.of("sgd")] == ["missing", "incomplete", "failed"]
+    assert set(read.steps["run"]) == {"adamw", "adamw-checkpointing"}
+    study = summary.summarize(read)
+    sgd = _of(study, "sgd")
+    assert set(sgd.estimates.values()) == {None}
+    assert sgd.notes[2] == "seed 3: failed: out of memory"
+    assert summary.dvc_metrics(sgd, "test_loss") == {"seeds": 0, "verdict": "incomplete", "in_effect": "-"}
+    row = summary.table_frame(study).filter(pl.col("run") == "sgd")
+    assert row.select(pl.selectors.float()).null_count().row(0) == (1,) * len(
+        row.select(pl.selectors.float()).columns
+    )
+
+
+def test_a_lost_seed_is_named_and_the_rest_compared(results):
+    (results / "sgd-2" / "metrics.json").unlink()
+    sgd = _of(summary.summarize(rows.read(results)), "sgd")
+    assert sgd.comparison.seeds == (1, 3)
+    assert sgd.complete_seeds == (1, 3)
+    assert sgd.notes == ("seed 2: incomplete: interrupted or still running (no metrics.json)",)
+
+
+def test_one_seed_gives_no_verdict(tmp_path):
+    study = summary.summarize(rows.read(write_study(tmp_path, seeds=(1,))))
+    sgd = _of(study, "sgd")
+    assert (sgd.comparison.verdict, sgd.status) == (None, "no verdict")
+    assert "sgd: no verdict: one seed gives no verdict" in summary.footnotes(study)
+    assert sgd.estimates["test_loss"].half_width is None
+
+
+def test_ledger_differences_and_unequal_budgets_are_named(results):
+    write_run(results, "sgd", 2, agrees=False)
+    path = results / "sgd-3" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": 5}))
+    sgd = _of(summary.summarize(rows.read(results)), "sgd")
+    assert sgd.ledger == ("compile: requested true, in effect false (seed 2)",)
+    assert sgd.notes == ("seed 3: trained on 5 tokens, the baseline on 1,228,800",)
+    assert summary.dvc_metrics(sgd, "test_loss")["in_effect"] == sgd.ledger[0]
+
+
+def test_a_diverged_run_is_not_judged(results):
+    write_run(results, "sgd", 2, test_loss=math.nan)
+    sgd = _of(summary.summarize(rows.read(results)), "sgd")
+    assert sgd.comparison.reason == "not finite in seed 2"
+    assert summary.dvc_metrics(sgd, "test_loss")["test_loss"] == "not finite"
+
+
+def test_missing_baseline_leaves_no_verdict(results):
+    for seed in (1, 2, 3):
+        shutil.rmtree(results / f"adamw-{seed}")
+    sgd = _of(summary.summarize(rows.read(results)), "sgd")
+    assert sgd.comparison.reason == "no seed in common with the baseline"
+    assert sgd.ratios["tokens_per_second"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sgd-1/metrics.json", "{", r"sgd-1/metrics.json is not valid JSON"),
+        ("sgd-1/metrics.json", '{"status": "complete"}', r"sgd-1/metrics.json lacks train_loss"),
+        (
+            "sgd-1/ledger.json",
+            '{"entries": [{"what": "x"}]}',
+            r"sgd-1/ledger.json must hold a list 'entries'",
+        ),
+        ("sgd-1/events.jsonl", '{}\n{"event', r"sgd-1/events.jsonl, line 2, is not valid JSON"),
+        ("sgd-1/config.toml", "= 1", r"sgd-1/config.toml is not valid TOML"),
+        ("sgd-1/steps.csv", "step,train_loss\n1,2\n", r"sgd-1/steps.csv lacks the column tokens_seen"),
+        (
+            "sgd-1/evals.csv",
+            "step,tokens_seen,val_loss\n1,2,high\n",
+            r"sgd-1/evals.csv is not a table of numbers",
+        ),
+        (
+            "test/sgd-1.json",
+            '{"test_loss": "low"}',
+            r"test/sgd-1.json: test_loss must be a number, got 'low'",
+        ),
+        ("configs/study.json", '{"study": "x"}', r"configs/study.json lacks question, baseline"),
+    ],
+)
+def test_malformed_files_are_named(results, name, content, message):
+    (results / name).write_text(content)
+    with pytest.raises(rows.ResultsError, match=message):
+        rows.read(results)
+
+
+def test_unknown_metric(tmp_path):
+    with pytest.raises(rows.ResultsError, match="unknown metric 'accuracy'; one of test_loss"):
+        summary.summarize(rows.read(write_study(tmp_path, metric="accuracy")))
+
+
+def test_curves_keep_measured_steps_only(results):
+    read = rows.read(results)
+    curves = summary.curves(read, read.steps, ("train_loss",), points=50)
+    assert curves.group_by("run", maintain_order=True).len()["len"].to_list() == [50, 50, 50]
+    assert curves["run"].unique(maintain_order=True).to_list() == list(RUNS)
+    first = read.steps.filter((pl.col("run") == "sgd") & (pl.col("step") == 1))["train_loss"]
+    drawn = curves.filter((pl.col("run") == "sgd") & (pl.col("step") == 1)).row(0, named=True)
+    assert drawn["train_loss"] == pytest.approx(first.mean())
+    assert (drawn["train_loss_low"], drawn["train_loss_high"]) == (first.min(), first.max())
+    assert curves["step"].max() == 300
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (2.34567, "2.346"), (41234.5, "41,234"), (0.0, "0"), (math.inf, "∞"), (3e-9, "3.000e-09")],
+)
+def test_numbers_as_words(value, text):
+    assert summary.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        ((2.34567, 0.0123, 3), "+2.346 ± 0.012"),
+        ((-41234.5, 310.0, 3), "-41,234 ± 310"),
+        ((2.0, 0.0, 3), "+2.000 ± 0"),
+        ((2.34567, None, 1), "+2.346"),
+    ],
+)
+def test_intervals_as_words(estimate, text):
+    assert summary.with_interval(summary.Estimate(*estimate), signed=True) == text
