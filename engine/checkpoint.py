@@ -5,10 +5,12 @@ run's numbers (`fingerprint`), so one run can never pick up another's. A step's 
 final name and renamed when whole. Damaged files are found by their checksums, named, and never loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -61,7 +63,9 @@ class Checkpoints:
             partial.mkdir(parents=True)
         parallel.wait_for_all()
         weights, state = get_state_dict(model, optimizer)
-        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=partial, no_dist=self.ranks.world_size == 1)
+        with self._one_process_is_fine():
+            dcp.save({"model": weights, "optimizer": state}, checkpoint_id=partial,
+                     no_dist=self.ranks.world_size == 1)
         torch.save(_random_states(self.ranks.device), partial / f"random-{self.ranks.rank}.pt")
         parallel.wait_for_all()
         if self.ranks.is_first:
@@ -81,13 +85,19 @@ class Checkpoints:
 
         A damaged checkpoint is skipped, and named in the run's events.
         """
+        step, damage = 0, []
         for path in sorted(self.directory.glob("step-????????"), reverse=True):
-            damaged = _damage(path)
-            if damaged is None:
-                return self._load(path, model, optimizer, run_directory)
-            if self.ranks.is_first:
-                append_event(run_directory, "damaged_checkpoint", checkpoint=path.name, problem=damaged)
-        return 0
+            problem = _damage(path)
+            if problem is None:
+                step = self._load(path, model, optimizer, run_directory)
+                break
+            damage.append({"checkpoint": path.name, "problem": problem})
+        if self.ranks.is_first:  # only now: the checkpoint brought its own events.jsonl
+            for details in damage:
+                append_event(run_directory, "damaged_checkpoint", **details)
+            if step:
+                append_event(run_directory, "resumed", step=step)
+        return step
 
     def _load(self, path: Path, model, optimizer, run_directory: Path) -> int:
         import torch.distributed.checkpoint as dcp
@@ -95,7 +105,8 @@ class Checkpoints:
 
         weights, state = get_state_dict(model, optimizer)
         loaded = {"model": weights, "optimizer": state}
-        dcp.load(loaded, checkpoint_id=path, no_dist=self.ranks.world_size == 1)
+        with self._one_process_is_fine():
+            dcp.load(loaded, checkpoint_id=path, no_dist=self.ranks.world_size == 1)
         set_state_dict(model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
         _restore_random(torch.load(path / f"random-{self.ranks.rank}.pt", weights_only=True))
         step = json.loads((path / "manifest.json").read_text())["step"]
@@ -103,8 +114,15 @@ class Checkpoints:
             for name in ROWS:
                 if (path / name).exists():
                     shutil.copyfile(path / name, run_directory / name)
-            append_event(run_directory, "resumed", step=step)
         return step
+
+    @contextlib.contextmanager
+    def _one_process_is_fine(self):
+        """Without torch's warning that it saves and loads for a single process, where there is only one."""
+        with warnings.catch_warnings():
+            if self.ranks.world_size == 1:
+                warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+            yield
 
     def discard(self) -> None:
         """Remove this run's checkpoints: it is complete."""

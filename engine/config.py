@@ -10,7 +10,7 @@ import functools
 import math
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def setting(default, meaning: str, *, unit: str = "", choices=None, at_least=Non
 class Run:
     study: str = setting("by_hand", "name of the study this run belongs to")
     run: str = setting("run", "name of the run within its study")
-    seed: int = setting(1, "seed of initial weights, data order and dropout", at_least=0)
+    seed: int = setting(1, "seed of initial weights, data order and dropout", at_least=0, at_most=2**32 - 1)
     device: str = setting("auto", "device; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
@@ -306,11 +306,13 @@ def is_effective(name: str, values: Mapping) -> bool:
                for other, wanted in SETTINGS[name].only_if.items())
 
 
-def effect_problems(values: Mapping) -> list[str]:
-    """Settings that differ from their default and would do nothing."""
+def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> list[str]:
+    """Settings that differ from their default and would do nothing; none that hangs on an `unknown` value."""
     problems = []
     for name, value in values.items():
         s = SETTINGS[name]
+        if s.only_if.keys() & set(unknown):
+            continue
         if _typed(s, value) != s.default and not is_effective(name, values):
             needed = " and ".join(f"{k} = {' or '.join(v)}" for k, v in s.only_if.items())
             actual = ", ".join(f"{k} = {values.get(k, SETTINGS[k].default)}" for k in s.only_if)
@@ -318,47 +320,53 @@ def effect_problems(values: Mapping) -> list[str]:
     return problems
 
 
-def _rule_problems(c: Config) -> list[str]:
-    """Rules between settings."""
+def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
+    """Rules between settings; none that hangs on an `unknown` value."""
     m, t, e = c.model, c.training, c.evaluation
     processes = max(c.parallel.processes, 1)
     micro = t.micro_batch_size or 1
+    parts = f"micro_batch_size × processes = {micro} × {processes}" if t.micro_batch_size else (
+        f"processes = {processes}")
     wrong_layers = [i for i in c.logging.activation_norm_layers if not 0 <= i < m.layers]
-    checks = [
-        (m.width % m.heads, f"width = {m.width}: must be a multiple of heads = {m.heads}"),
-        (t.batch_size % processes, f"batch_size = {t.batch_size}: must be a multiple of processes = {processes}"),
-        (t.batch_size % (micro * processes), f"batch_size = {t.batch_size}: must be a multiple of "
-         f"micro_batch_size × processes = {micro} × {processes}"),
-        (c.schedule.warmup_steps > t.steps,
+    checks = [  # (settings that decide it, broken, message)
+        (("width", "heads"), m.width % m.heads,
+         f"width = {m.width}: must be a multiple of heads = {m.heads}"),
+        (("batch_size", "micro_batch_size", "processes"), t.batch_size % (micro * processes),
+         f"batch_size = {t.batch_size}: must be a multiple of {parts}"),
+        (("warmup_steps", "steps"), c.schedule.warmup_steps > t.steps,
          f"warmup_steps = {c.schedule.warmup_steps}: must be ≤ steps = {t.steps}"),
-        (e.eval_stride > m.context, f"eval_stride = {e.eval_stride}: must be ≤ context = {m.context}"),
-        (c.memory.checkpoint_every > m.layers and c.memory.activation_checkpointing == "every_n",
+        (("eval_stride", "context"), e.eval_stride > m.context,
+         f"eval_stride = {e.eval_stride}: must be ≤ context = {m.context}"),
+        (("checkpoint_every", "layers", "activation_checkpointing"),
+         c.memory.checkpoint_every > m.layers and c.memory.activation_checkpointing == "every_n",
          f"checkpoint_every = {c.memory.checkpoint_every}: must be ≤ layers = {m.layers}"),
-        (bool(wrong_layers), f"activation_norm_layers = {list(c.logging.activation_norm_layers)}: blocks are "
-         f"numbered 0 to {m.layers - 1}"),
+        (("activation_norm_layers", "layers"), bool(wrong_layers),
+         f"activation_norm_layers = {list(c.logging.activation_norm_layers)}: blocks are numbered 0 to "
+         f"{m.layers - 1}"),
     ]
     named = [(c.run.study, "study"), (c.run.run, "run")]
-    checks += [(not value.replace("_", "").isalnum(), f"{name} = {value!r}: letters, digits and _ only, because "
-                "it names files and stages") for value, name in named]
-    return [message for broken, message in checks if broken]
+    checks += [((name,), not value.replace("_", "").isalnum(), f"{name} = {value!r}: letters, digits and _ "
+                "only, because it names files and stages") for value, name in named]
+    return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
 
 
-def resolve(values: Mapping, where: str) -> Config:
+def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config:
     """Make the complete configuration from flat `values`; what is absent takes its default.
 
-    Raises ConfigError with every problem found; `where` names the file in its message.
+    Raises ConfigError with every problem found, after the `problems` that the caller found already; `where`
+    names the file in its message.
     """
-    problems = value_problems(values)
-    known = {k: v for k, v in values.items() if k in SETTINGS}
-    problems += effect_problems({k: v for k, v in known.items() if _accepts(SETTINGS[k], v)})
-    if problems:
-        raise ConfigError(problems, where)
+    known = {k: v for k, v in values.items() if k in SETTINGS and _accepts(SETTINGS[k], v)}
+    unknown = values.keys() - known.keys()
     sections = {
-        section: cls(**{k: _typed(SETTINGS[k], v) for k, v in known.items() if SETTINGS[k].section == section})
+        section: cls(**{k: _typed(SETTINGS[k], v) for k, v in known.items()
+                        if SETTINGS[k].section == section})
         for section, cls in SECTIONS.items()
     }
     config = Config(**sections)
-    if problems := _rule_problems(config):
+    problems = [*problems, *value_problems(values), *effect_problems(known, unknown),
+                *_rule_problems(config, unknown)]
+    if problems:
         raise ConfigError(problems, where)
     return config
 
@@ -380,6 +388,8 @@ def load(path: str | Path) -> Config:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file", str(path)) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid TOML: {error}", str(path)) from None
     flat, problems = {}, []
@@ -388,17 +398,15 @@ def load(path: str | Path) -> Config:
             home = SETTINGS.get(section)
             hint = f"belongs under [{home.section}]" if home else f"unknown setting{nearest(section)}"
             problems.append(f"{section}: {hint}")
+            flat |= {section: table} if home else {}
         elif section not in SECTIONS:
             problems.append(f"[{section}]: unknown table; the tables are {', '.join(SECTIONS)}")
         else:
             for name, value in table.items():
                 if name in SETTINGS and SETTINGS[name].section != section:
                     problems.append(f"{name}: belongs under [{SETTINGS[name].section}], not [{section}]")
-                else:
-                    flat[name] = value
-    if problems:
-        raise ConfigError(problems + value_problems(flat), str(path))
-    return resolve(flat, str(path))
+                flat[name] = value
+    return resolve(flat, str(path), problems)
 
 
 def main() -> None:

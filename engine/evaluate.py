@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from engine import compiling, parallel
-from engine.config import Config, ConfigError, command, load
+from engine.config import Config, ConfigError, Parallel, command, load
 from engine.data.batches import eval_batches
 from engine.data.prepare import open_tokens
 from engine.models import MODELS
@@ -72,7 +72,7 @@ def main() -> None:
                           str(arguments.directory))
     config = load(arguments.directory / "config.toml")
     tokens = open_tokens(config.tokens_directory)
-    ranks = parallel.start(config.parallel, config.run.device)
+    ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
     model = final_model(arguments.directory, config, tokens.meta["vocabulary_size"]).to(ranks.device)
     loss, count = mean_loss(model, getattr(tokens, arguments.split), config, ranks)
     per_token = tokens.bytes_per_token(arguments.split)

@@ -113,7 +113,8 @@ def attention_backend(config: Config, device: torch.device) -> str:
         return "manual"
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     q = torch.zeros(1, m.heads, m.context, m.width // m.heads, dtype=dtype, device=device, requires_grad=True)
-    with _Operations() as seen:
+    # Dropout here would otherwise draw from the run's own random state, and a resumed run looks this up twice.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _Operations() as seen:
         F.scaled_dot_product_attention(q, q, q, is_causal=True, dropout_p=m.dropout)
     for backend in ("flash", "cudnn", "efficient"):
         if any(f"_scaled_dot_product_{backend}_attention" in name for name in seen.names):

@@ -29,31 +29,48 @@ class TensorBytes(TorchDispatchMode):
 
     def __init__(self, alive: list[torch.Tensor]):
         super().__init__()
-        self.current = self.peak = 0
-        self._seen: dict[int, weakref.ref] = {}
+        self.peak = self._bytes = 0
+        self._storages: dict[int, weakref.ref] = {}
+        self._sizes: dict[int, int] = {}
         for tensor in alive:
             self._track(tensor)
+
+    @property
+    def current(self) -> int:
+        self._resize()
+        return self._bytes
 
     def _track(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._seen:
+        if key in self._storages:
             return
-        size = storage.nbytes()
 
-        def freed(_, key=key, size=size):
-            del self._seen[key]
-            self.current -= size
+        def freed(_, key=key):
+            del self._storages[key]
+            self._bytes -= self._sizes.pop(key)
 
-        self._seen[key] = weakref.ref(storage, freed)
-        self.current += size
-        self.peak = max(self.peak, self.current)
+        self._storages[key] = weakref.ref(storage, freed)
+        self._sizes[key] = storage.nbytes()
+        self._bytes += storage.nbytes()
+        self.peak = max(self.peak, self._bytes)
+
+    def _resize(self) -> None:
+        """Take note of storages that changed their size: FSDP2 frees and fills its parameters that way."""
+        for key, reference in list(self._storages.items()):
+            storage = reference()
+            if storage is not None and storage.nbytes() != self._sizes[key]:
+                self._bytes += storage.nbytes() - self._sizes[key]
+                self._sizes[key] = storage.nbytes()
+        self.peak = max(self.peak, self._bytes)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self._track(value)
+        if function.namespace == "c10d":  # a collective of FSDP2: the only time at which storages change size
+            self._resize()
         return result
 
 

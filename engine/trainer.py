@@ -91,7 +91,8 @@ class Trainer:
                         world=self.ranks.world_size, device=self.ranks.device) as batches:
             for batch in batches:
                 step = batch.step
-                self._one_step(step, batch, measure=step == min(first + 1, steps - 1))
+                # Not the first two: the optimizer's state and DDP's buckets are made there.
+                self._one_step(step, batch, measure=step == min(first + 2, steps - 1))
                 if step == first:
                     compiling.require_compiled(self.config.compile.compile)
                 if self._due(step, self.config.logging.log_interval):
@@ -100,7 +101,7 @@ class Trainer:
                     window = self._pause("train_seconds", window)
                     self._evaluate(step)
                     window = self._pause("eval_seconds", window)
-                if self.config.saving.checkpoint_interval and (step + 1) % self.config.saving.checkpoint_interval == 0:
+                if self._checkpoint_due(step):
                     window = self._pause("train_seconds", window)
                     self._save_checkpoint(step)
                     window = self._pause("checkpoint_seconds", window)
@@ -109,6 +110,11 @@ class Trainer:
 
     def _due(self, step: int, interval: int) -> bool:
         return (step + 1) % interval == 0 or step + 1 == self.config.training.steps
+
+    def _checkpoint_due(self, step: int) -> bool:
+        """Never after the last step: the run is about to be complete, and there would be no step to measure."""
+        interval = self.config.saving.checkpoint_interval
+        return bool(interval) and (step + 1) % interval == 0 and step + 1 < self.config.training.steps
 
     def _pause(self, what: str, since: float) -> float:
         """Add the time since `since` to a window's total; return now."""

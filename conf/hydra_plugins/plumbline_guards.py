@@ -1,11 +1,13 @@
-"""Keeps a hand edit of params.yaml from being lost when DVC composes conf/ over it.
+"""What `dvc exp run` would lose in silence, kept: hand edits of params.yaml, and the results of other studies.
 
-DVC loads this file before it composes. It stamps the composed values with a fingerprint, in the file's first key,
-and refuses to compose over a params.yaml whose values no longer match their stamp. It must not change any value.
+DVC loads this file before it composes conf/ into params.yaml. It stamps the composed values with a fingerprint, in
+the file's first key, and refuses to compose over a params.yaml whose values no longer match their stamp. It also
+keeps DVC from clearing away results of studies that are not the current one. It must not change any value.
 """
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -43,11 +45,26 @@ def refuse_edited(path: Path) -> None:
             "Then, to let DVC write the file again: git checkout params.yaml")
 
 
-class GuardParams(SearchPathPlugin):
+def keep_other_studies(root: Path) -> None:
+    """Give every stored result a new modification time, without changing it.
+
+    `dvc exp run` deletes what it once restored from its cache and the current parameters do not mention: another
+    study's results. It spares what was modified since it was restored.
+    """
+    for pattern in ("tokens/*", "results/*/*", "results/*/test/*"):
+        for path in root.glob(pattern):
+            files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+            for file in files[:1]:
+                os.utime(file)
+
+
+class GuardResults(SearchPathPlugin):
     """Hydra calls this at the start of each composition."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        refuse_edited(Path(__file__).resolve().parents[2] / "params.yaml")
+        root = Path(__file__).resolve().parents[2]
+        refuse_edited(root / "params.yaml")
+        keep_other_studies(root)
 
 
 OmegaConf.register_new_resolver("stamp", _stamp_root, replace=True)

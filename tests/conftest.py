@@ -1,0 +1,18 @@
+"""Shared fixtures. Every test that trains does so in its own directory, with its own checkpoints."""
+
+import os
+
+import pytest
+
+# Before anything imports torch, here and in child processes: with tiny models more threads only cost time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A working directory with a small text data set, and the engine in it: see engine_runs.Lab."""
+    from engine_runs import Lab
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    return Lab(tmp_path)

@@ -1,0 +1,166 @@
+"""Helpers that run the engine on a small text, in this process or as a user would start it.
+
+They must not know what a run should come out with: the expectations are in the tests.
+"""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import tomli_w
+
+from engine.config import SETTINGS, Config, resolve
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMINGS = ("step_seconds", "tokens_per_second", "peak_memory_gib")  # of two equal runs
+SMALL = {
+    "device": "cpu",
+    "dataset": "text",
+    "data_dir": "text",
+    "layers": 2,
+    "heads": 2,
+    "width": 32,
+    "context": 16,
+    "steps": 6,
+    "batch_size": 4,
+    "eval_batch_size": 8,
+}
+WORDS = """a and are as at bear bird by cold day fish for from green hill in is it lake long moss night not of on
+or owl rain red river run see sky snow stone sun that the tree was water wind with wolf wood"""
+
+
+def prose(seed: int, words: int) -> str:
+    """Sentences of random words, one a line, always the same for the same seed."""
+    draw = random.Random(seed)
+    vocabulary, lines, left = WORDS.split(), [], words
+    while left > 0:
+        sentence = [draw.choice(vocabulary) for _ in range(min(left, draw.randint(4, 11)))]
+        lines.append(" ".join(sentence).capitalize() + ".\n")
+        left -= len(sentence)
+    return "".join(lines)
+
+
+def write_text(directory: Path) -> Path:
+    """A data set directory for dataset = "text"; its validation text fills no whole number of windows."""
+    directory.mkdir()
+    for seed, (name, words) in enumerate({"train": 3000, "valid": 150, "test": 120}.items()):
+        (directory / f"{name}.txt").write_text(prose(seed, words), encoding="utf-8")
+    return directory
+
+
+def toml(**values) -> str:
+    """A run's TOML file with these settings, each under its own table."""
+    tables = {}
+    for name, value in values.items():
+        tables.setdefault(SETTINGS[name].section, {})[name] = value
+    return tomli_w.dumps(tables)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, as text: floats were written exactly, so equal text means equal bits."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file without what the clock says."""
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows(path)]
+
+
+def column(run: Path, name: str) -> list[float]:
+    """One column of a run's steps.csv."""
+    return [float(row[name]) for row in rows(run / "steps.csv")]
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def ledger(run: Path) -> dict[str, dict]:
+    """A run's ledger by what each line is about."""
+    return {entry["what"]: entry for entry in read_json(run / "ledger.json")["entries"]}
+
+
+def events(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(run: Path) -> dict:
+    """A run's final weights, by name."""
+    from safetensors.torch import load_file
+
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_weights(run: dict, other: dict) -> None:
+    """The same names and the same bits."""
+    import torch
+
+    assert run.keys() == other.keys()
+    different = [name for name in run if not torch.equal(run[name], other[name])]
+    assert not different
+
+
+class Lab:
+    """A directory in which runs are trained. Settings are those of SMALL unless a call changes them."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        write_text(directory / "text")
+
+    def config(self, **changes) -> Config:
+        return resolve({**SMALL, **changes}, "test")
+
+    def train(self, **changes) -> Path:
+        """Train in this process, whose working directory must be the lab; the run's directory."""
+        from engine.launch import tokens_for
+        from engine.trainer import run
+
+        config = self.config(**changes)
+        run(config, tokens_for(config))
+        return config.directory
+
+    def file(self, **changes) -> str:
+        """Write the run's TOML file; its name."""
+        (self.directory / "run.toml").write_text(toml(**{**SMALL, **changes}), encoding="utf-8")
+        return "run.toml"
+
+    def command(self, *arguments: str, processes: int = 1) -> list[str]:
+        """The command line that starts `arguments` (`-m MODULE …` or `FILE.py …`) in so many processes."""
+        launcher = (
+            []
+            if processes == 1
+            else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        )
+        return [sys.executable, *launcher, *arguments]
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "PLUMBLINE_CHECKPOINTS": str(self.directory / "checkpoints"),
+            **changes,
+        }
+
+    def start(self, *arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
+        """Run a command in the lab to its end."""
+        return subprocess.run(
+            self.command(*arguments, processes=processes),
+            cwd=self.directory,
+            check=False,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    def launch(self, processes: int = 1, **changes) -> Path:
+        """Train as a user does: `python -m engine.train FILE` or torchrun; the run's directory."""
+        done = self.start("-m", "engine.train", self.file(**changes), processes=processes)
+        assert done.returncode == 0, done.stderr
+        return self.directory / self.config(**changes).directory

@@ -1,0 +1,94 @@
+"""The first losses and gradient norms of every kind of model. A refactoring must match them.
+
+After a change that is meant to change them, write them anew and say in the commit why:
+
+    python -m tests.golden.test_losses
+
+CPU, fp32, fixed tokens from numpy, weights from torch's seeded generator. Other processors add in another
+order, so the numbers are compared to a relative 1e-5.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import resolve
+from engine.parallel import Ranks
+from engine.step import Step
+from engine.trainer import build_model, build_optimizer
+
+GOLDEN = Path(__file__).with_name("losses.json")
+PRESETS = {
+    "pre": {},
+    "post": {"norm_placement": "post"},
+    "manual_attention": {"attention": "manual"},
+    "untied": {"tie_embeddings": False},
+    "no_bias": {"bias": False},
+    "sgd": {"optimizer": "sgd", "lr": 0.1, "clip_norm": 0.0, "schedule": "linear"},
+}
+VOCABULARY, STEPS = 97, 5
+
+
+def first_losses(preset: str) -> dict[str, list[float]]:
+    """Train the preset for a few steps in two micro-batches each."""
+    settings = {
+        "layers": 3,
+        "heads": 4,
+        "width": 48,
+        "context": 24,
+        "steps": 10,
+        "warmup_steps": 2,
+        "lr": 3e-3,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "seed": 3,
+        "device": "cpu",
+    }
+    config = resolve({**settings, **PRESETS[preset]}, preset)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    model = build_model(config, VOCABULARY, ranks)
+    step = Step(
+        model,
+        build_optimizer(model, config),
+        ranks,
+        training=config.training,
+        schedule=config.schedule,
+        lr=config.optimizer.lr,
+        data_parallel="ddp",
+    )
+    # numpy promises a counter-based generator's raw words to be the same in every version.
+    words = np.random.Philox(key=11).random_raw(STEPS * 4 * 25).reshape(STEPS, 4, 25) % VOCABULARY
+    found = {"train_loss": [], "grad_norm": []}
+    for number, tokens in enumerate(torch.from_numpy(words.astype(np.int64))):
+        micro_batches = list(zip(tokens[:, :-1].split(2), tokens[:, 1:].split(2), strict=True))
+        measured = step(number, micro_batches)
+        for name, values in found.items():
+            values.append(measured[name].item())
+    return found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_first_losses_are_the_recorded_ones(preset):
+    recorded, found = json.loads(GOLDEN.read_text())[preset], first_losses(preset)
+    assert len(found["train_loss"]) == STEPS
+    for name, values in found.items():
+        assert values == pytest.approx(recorded[name], rel=1e-5), name
+
+
+def test_the_two_attentions_have_the_same_record():
+    recorded = json.loads(GOLDEN.read_text())
+    assert set(recorded) == set(PRESETS)
+    assert recorded["manual_attention"]["train_loss"] == pytest.approx(
+        recorded["pre"]["train_loss"], rel=1e-5
+    )
+    others = {
+        name: tuple(record["grad_norm"]) for name, record in recorded.items() if name != "manual_attention"
+    }
+    assert len(set(others.values())) == len(others)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({preset: first_losses(preset) for preset in PRESETS}, indent=1) + "\n")

@@ -1,0 +1,136 @@
+"""What DVC reruns, and what it leaves alone: the observations of the design, in the order a user would make them.
+
+The tests of this file share one repository and follow one another.
+"""
+
+import json
+import re
+
+import pytest
+from conftest import ran
+
+pytestmark = pytest.mark.slow
+
+BOTH = {"train@base-1", "train@own_lr-1"}
+
+
+@pytest.fixture(scope="module")
+def first(sandbox):
+    """The output of the first run of the study, and the commit of its results."""
+    output = sandbox.experiment("study=tiny")
+    sandbox.run("git", "add", "-A")
+    sandbox.run("git", "commit", "-qm", "tiny")
+    return output
+
+
+def test_the_first_run_trains_everything_and_ends_with_the_table(sandbox, first):
+    assert ran(first) == {"plan", "tokenize", *BOTH, "eval@base-1", "eval@own_lr-1", "summarize"}
+    assert re.search(r"own_lr .* no verdict", first), first
+    assert "Report: reports/tiny/report.html" in first
+    assert [row["step"] for row in sandbox.steps("base-1")] == ["0", "1", "2", "3"]
+    assert sandbox.steps("base-1")[0]["lr"] == "0.01"
+    assert sandbox.steps("own_lr-1")[0]["lr"] == "0.02"
+
+
+def test_without_a_terminal_progress_is_one_json_line_an_interval(first):
+    steps = [json.loads(line) for line in first.splitlines() if line.startswith('{"event": "step"')]
+    assert [(s["run"], s["step"]) for s in steps] == [("base", 2), ("base", 4), ("own_lr", 2), ("own_lr", 4)]
+
+
+def test_a_repro_of_nothing_runs_nothing(sandbox, first):
+    output = sandbox.run("dvc", "repro")
+    assert not ran(output) and "Data and pipelines are up to date." in output
+
+
+def test_metrics_show_reads_as_one_row_a_run(sandbox, first):
+    table = sandbox.run("dvc", "metrics", "show", "--md")
+    rows = [line for line in table.splitlines() if line.startswith("| reports")]
+    assert len(rows) == 2 and "base.json" in rows[0] and "own_lr.json" in rows[1], table
+
+
+def test_a_changed_lr_reruns_only_the_runs_that_inherit_it(sandbox, first):
+    output = sandbox.experiment("study=tiny", "lr=2.5e-4")
+    assert ran(output) & BOTH == {"train@base-1"}, output
+    assert "lr = 0.00025" in (sandbox.path / "results/tiny/configs/base-1.toml").read_text()
+    assert sandbox.steps("base-1")[0]["lr"] == "0.00025"  # from -S to the optimizer
+    diff = sandbox.run("dvc", "metrics", "diff", "--md")
+    changed = {line.split("|")[1].strip() for line in diff.splitlines() if "test_loss" in line}
+    assert changed == {"reports/tiny/metrics/base.json"}, diff
+
+
+def test_a_second_study_leaves_the_first_alone_and_coming_back_reruns_nothing(sandbox, first):
+    sandbox.experiment("study=tiny")
+    before = (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes()
+    output = sandbox.experiment("study=other")
+    assert BOTH <= ran(output)
+    assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
+    back = sandbox.experiment("study=tiny")
+    assert not ran(back) & (BOTH | {"tokenize", "eval@base-1", "eval@own_lr-1"}), back
+    assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
+
+
+def test_a_new_run_runs_alone(sandbox, first):
+    output = sandbox.run("dvc", "exp", "run", "-S", "study=tiny", "-S", "+runs.sgd={optimizer: sgd, lr: 0.05}")
+    trained = {stage for stage in ran(output) if stage.startswith("train")}
+    assert trained == {"train@sgd-1"}, output
+
+
+def test_a_hand_edit_of_params_is_refused_not_lost(sandbox, first):
+    sandbox.experiment("study=tiny")
+    params = sandbox.path / "params.yaml"
+    edited = re.sub(r"^lr: .*$", "lr: 0.003", params.read_text(), flags=re.M)
+    params.write_text(edited)
+    refused = sandbox.experiment("study=tiny", status=255)
+    assert "params.yaml was edited by hand" in refused and "dvc repro" in refused
+    assert params.read_text() == edited
+    assert "lr = 0.003" not in (sandbox.path / "results/tiny/configs/base-1.toml").read_text()
+    output = sandbox.run("dvc", "repro")  # runs exactly the edited file
+    assert "train@base-1" in ran(output)
+    assert "lr = 0.003" in (sandbox.path / "results/tiny/configs/base-1.toml").read_text()
+    sandbox.run("git", "checkout", "params.yaml")
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("+learning_rate=1", "learning_rate: unknown setting (nearest: lr)"),
+    ("lr=fast", "lr = 'fast': must be a number > 0"),
+    ("dropout=1.5", "dropout = 1.5: must be a number ≥ 0 and < 1"),
+    ("momentum=0.5", "momentum = 0.5: would do nothing with optimizer = adamw; it needs optimizer = sgd"),
+    ("data_dir=/nowhere", "/nowhere/train.txt is missing"),
+])
+def test_a_mistake_is_named_before_anything_runs_and_nothing_is_lost(sandbox, first, override, message):
+    results = sandbox.path / "results/tiny/base-1/steps.csv"
+    before = results.read_bytes()
+    output = sandbox.experiment("study=tiny", override, status=255)
+    assert message in output, output
+    assert not {stage for stage in ran(output) if stage.startswith("train")}
+    assert "Traceback" not in output
+    assert results.read_bytes() == before
+    sandbox.run("git", "checkout", "params.yaml")
+    sandbox.run("dvc", "checkout", "--force")
+
+
+def test_a_misspelt_override_is_refused_by_name(sandbox, first):
+    output = sandbox.experiment("study=tiny", "learning_rte=1", status=255)
+    assert "learning_rte" in output
+
+
+def test_a_stage_exits_2_with_one_message(sandbox, first):
+    sandbox.write("bad.toml", "[optimizer]\nlearning_rate = 1\n[model]\nlayers = 'four'\n")
+    output = sandbox.run("python", "-m", "stages.train", "bad.toml", status=2)
+    assert "2 problems in bad.toml" in output and "Traceback" not in output
+
+
+def test_a_queued_grid_becomes_one_experiment_a_cell(sandbox, first):
+    sandbox.run("git", "add", "-A")
+    sandbox.run("git", "commit", "-qm", "before the grid")
+    sandbox.run("dvc", "exp", "run", "--queue", "-S", "study=tiny", "-S", "lr=0.001,0.002", "-S", "batch_size=4,8")
+    assert sandbox.run("dvc", "queue", "status").count("Queued") >= 4
+    sandbox.run("dvc", "queue", "remove", "--queued")
+
+
+def test_plots_are_drawn_without_a_network(sandbox, first):
+    sandbox.run("python", "-m", "plots.offline", ".dvc/tmp/plots.html")
+    sandbox.run("dvc", "plots", "show", "--out", "drawn")
+    page = (sandbox.path / "drawn/index.html").read_text()
+    assert "vegaEmbed" in page and not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page)
+    assert page.count("class=\"vis\"") >= 4 or page.count("vegaEmbed(") >= 4

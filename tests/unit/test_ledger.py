@@ -1,0 +1,140 @@
+"""The ledger: an honest run agrees on every line; a technique that is silently off does not.
+
+Each dishonest run replaces one part of the engine by one that ignores what was asked.
+"""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from engine_runs import ledger, read_json
+
+from engine import step, trainer
+from engine.data.batches import TrainOrder
+from engine.data.prepare import open_tokens
+from engine.ledger import attention_backend
+from engine.optimizers import OPTIMIZERS
+
+LINES = [
+    "device",
+    "processes",
+    "batch_size",
+    "precision",
+    "attention",
+    "activation_checkpointing",
+    "compile",
+    "dataset",
+    "tokenizer",
+    "seed",
+    "optimizer",
+]
+
+
+def disagreeing(run) -> list[str]:
+    return [what for what, line in ledger(run).items() if not line["agrees"]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bf16", "activation_checkpointing": "selective", "optimizer": "sgd", "seed": 9},
+        {
+            "attention": "manual",
+            "activation_checkpointing": "every_n",
+            "micro_batch_size": 2,
+            "optimizer": "adam",
+        },
+        {"steps": 1, "activation_checkpointing": "full", "dropout": 0.1, "tokenizer": "chars"},
+    ],
+    ids=lambda c: "-".join(c) or "defaults",
+)
+def test_an_honest_run_agrees_on_every_line(lab, changes):
+    run = lab.train(**changes)
+    assert set(LINES) <= set(ledger(run)) and disagreeing(run) == []
+    for line in read_json(run / "ledger.json")["entries"]:
+        assert set(line) == {"what", "requested", "in_effect", "how", "agrees"}
+        assert all(isinstance(line[key], str) and line[key] for key in ("requested", "in_effect", "how"))
+
+
+def test_lines_say_how_it_was_established(lab):
+    lines = ledger(lab.train(batch_size=8, micro_batch_size=2, steps=3, weight_decay=0.2))
+    assert lines["batch_size"]["in_effect"] == "8.0"
+    assert "micro-batch 2 × accumulation 4 × replicas 1, 128 tokens a step" in lines["batch_size"]["how"]
+    tokens = open_tokens("tokens/by_hand")
+    train = tokens.meta["splits"]["train"]
+    assert (
+        f"{train['sha256_text'][:12]}; {len(tokens.train)} tokens, vocabulary 256; 384 consumed"
+        in (lines["dataset"]["how"])
+    )
+    # Tied: (256 + 16)·32 embeddings and two blocks of 12·32² decay; biases and norms do not.
+    assert lines["optimizer"]["how"] == (
+        f"decay: {(256 + 16) * 32 + 2 * 12 * 32**2} parameters, weight decay 0.2; "
+        f"no_decay: {2 * 13 * 32 + 2 * 32} parameters, weight decay 0.0"
+    )
+
+
+@pytest.mark.parametrize("mode", ["full", "selective", "every_n"])
+def test_checkpointing_that_never_happened(lab, monkeypatch, mode):
+    monkeypatch.setattr(trainer, "apply_activation_checkpointing", lambda *_, **__: None)
+    run = lab.train(activation_checkpointing=mode)
+    assert disagreeing(run) == ["activation_checkpointing"]
+    assert ledger(run)["activation_checkpointing"]["in_effect"] == "0 of 2 blocks recomputed"
+
+
+def test_checkpointing_that_nobody_asked_for(lab, monkeypatch):
+    apply = trainer.apply_activation_checkpointing
+    full = lab.config(activation_checkpointing="full").memory
+    monkeypatch.setattr(
+        trainer, "apply_activation_checkpointing", lambda model, _, **kw: apply(model, full, **kw)
+    )
+    assert disagreeing(lab.train()) == ["activation_checkpointing"]
+
+
+def test_a_batch_of_another_size(lab, monkeypatch):
+    half = TrainOrder.sample_ids
+    monkeypatch.setattr(TrainOrder, "sample_ids", lambda self, number: half(self, number)[::2])
+    monkeypatch.setattr(TrainOrder, "rank_slice", lambda self, number, rank, world: self.sample_ids(number))
+    run = lab.train(batch_size=8)
+    assert disagreeing(run) == ["batch_size"] and ledger(run)["batch_size"]["in_effect"] == "4.0"
+
+
+def test_a_precision_that_is_ignored(lab, monkeypatch):
+    monkeypatch.setattr(step, "autocast", lambda *_: contextlib.nullcontext())
+    run = lab.train(precision="bf16")
+    assert disagreeing(run) == ["precision"] and ledger(run)["precision"]["in_effect"] == "float32"
+
+
+def test_tokens_of_something_else(lab):
+    lab.train(study="other", tokenizer="chars")
+    tokens = open_tokens("tokens/other")
+    trainer.run(lab.config(), dataclasses.replace(tokens, meta={**tokens.meta, "dataset": "stdlib"}))
+    assert disagreeing(lab.config().directory) == ["dataset", "tokenizer"]
+
+
+def test_an_order_that_ignores_the_seed(lab, monkeypatch):
+    monkeypatch.setattr(
+        trainer, "TrainOrder", lambda tokens, context, size, _: TrainOrder(tokens, context, size, 0)
+    )
+    assert disagreeing(lab.train(seed=4)) == ["seed"]
+
+
+def test_another_optimizer(lab, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "adamw", OPTIMIZERS["adam"])
+    run = lab.train()
+    assert disagreeing(run) == ["optimizer"] and ledger(run)["optimizer"]["in_effect"] == "adam"
+
+
+def test_compiling_that_nobody_asked_for(lab, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters["stats"], "unique_graphs", 2)
+    assert disagreeing(lab.train()) == ["compile"]
+
+
+def test_the_attention_kernel_is_looked_up_for_the_runs_own_shape(lab):
+    cpu = torch.device("cpu")
+    assert attention_backend(lab.config(), cpu) == "sdpa flash"
+    assert attention_backend(lab.config(dropout=0.1), cpu) == "sdpa math"  # the CPU's kernel has no dropout
+    assert attention_backend(lab.config(attention="manual"), cpu) == "manual"

@@ -1,0 +1,228 @@
+"""A run's directory: one writer, whole files, and after a kill nothing that looks complete."""
+
+import json
+import signal
+import subprocess
+
+import pytest
+from engine_runs import assert_same_weights, events, read_json, rows, untimed, weights
+
+from engine import rundir
+from engine.config import ConfigError
+
+FILES = [
+    "config.toml",
+    "env.json",
+    "evals.csv",
+    "events.jsonl",
+    "ledger.json",
+    "metrics.json",
+    "model.safetensors",
+    "steps.csv",
+]
+METRICS = {
+    "status",
+    "parameters",
+    "steps",
+    "tokens",
+    "train_loss",
+    "val_loss",
+    "best_val_loss",
+    "val_perplexity",
+    "val_bits_per_byte",
+    "step_seconds_median",
+    "tokens_per_second",
+    "peak_memory_gib",
+    "activation_mib",
+    "train_seconds",
+    "compile_seconds",
+}
+HOLD = """
+import sys
+from pathlib import Path
+from engine.rundir import only_writer
+with only_writer(Path("results/s/r-1")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+# Trains until step 25 begins, says so, and waits there.
+STOP_AT_25 = """
+import sys
+from engine import train
+from engine.step import Step
+whole = Step.__call__
+def stop(self, step, micro_batches):
+    if step == 25:
+        print("stopped", flush=True)
+        sys.stdin.read()
+    return whole(self, step, micro_batches)
+Step.__call__ = stop
+train.main()
+"""
+
+
+@pytest.fixture
+def child(lab):
+    """child(code, *arguments) starts Python code in the lab, with pipes; it is gone after the test."""
+    started = []
+
+    def start(code: str, *arguments: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            lab.command("-c", code, *arguments),
+            cwd=lab.directory,
+            env=lab.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:  # closes its pipes and waits
+            process.kill()
+
+
+# --- what a run leaves
+
+
+def test_a_run_leaves_exactly_what_is_documented(lab):
+    run = lab.train(steps=12, eval_interval=5, activation_norm_layers=[0, 1], batch_size=8)
+    assert sorted(path.name for path in run.iterdir()) == FILES
+    steps, evals, metrics = rows(run / "steps.csv"), rows(run / "evals.csv"), read_json(run / "metrics.json")
+    assert list(steps[0]) == [
+        "step",
+        "tokens_seen",
+        "train_loss",
+        "lr",
+        "grad_norm",
+        "step_seconds",
+        "tokens_per_second",
+        "peak_memory_gib",
+        "activation_norm_0",
+        "activation_norm_1",
+    ]
+    assert [(row["step"], row["tokens_seen"]) for row in steps] == [
+        (str(i), str(128 * (i + 1))) for i in range(12)
+    ]
+    assert [row["step"] for row in evals] == ["4", "9", "11"]
+    assert set(metrics) >= METRICS and metrics["status"] == "complete"
+    assert (metrics["steps"], metrics["tokens"]) == (12, 12 * 128)
+    assert metrics["val_loss"] == float(evals[-1]["val_loss"])
+    assert metrics["best_val_loss"] == min(float(row["val_loss"]) for row in evals)
+    assert metrics["train_loss"] == pytest.approx(sum(float(row["train_loss"]) for row in steps[-10:]) / 10)
+    assert metrics["parameters"] == sum(tensor.numel() for tensor in weights(run).values())
+    middle = sorted(float(row["step_seconds"]) for row in steps[3:])[4]  # the median without the warm-up
+    assert metrics["step_seconds_median"] == middle
+    assert metrics["tokens_per_second"] == pytest.approx(128 / middle)
+    assert all(
+        float(row["tokens_per_second"]) == pytest.approx(128 / float(row["step_seconds"])) for row in steps
+    )
+    assert 0 < metrics["activation_mib"] / 1024 < metrics["peak_memory_gib"] < 1
+    assert not {"hostname", "user"} & set(read_json(run / "env.json"))
+
+
+def test_a_rerun_replaces_the_directory_and_repeats_every_number(lab):
+    run = lab.train(dropout=0.1)
+    first = untimed(run / "steps.csv"), (run / "model.safetensors").read_bytes()
+    (run / "stray").touch()
+    assert lab.train(dropout=0.1) == run
+    assert (untimed(run / "steps.csv"), (run / "model.safetensors").read_bytes()) == first
+    assert not (run / "stray").exists()
+
+
+def test_seeds_differ(lab):
+    one, two = (untimed(lab.train(seed=seed) / "steps.csv") for seed in (1, 2))
+    assert one[0]["train_loss"] != two[0]["train_loss"]
+
+
+# --- one writer
+
+
+def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(lab, child):
+    directory = lab.directory / "results/s/r-1"
+    holder = child(HOLD)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(
+        ConfigError, match=f"r-1:\n  - process {holder.pid} is writing it; wait for it, or stop it"
+    ):
+        lab.train(study="s", run="r")
+    assert not directory.exists()
+    lab.train(study="s", run="other")  # another run is free
+    holder.kill()
+    holder.wait()
+    lab.train(study="s", run="r")  # a dead process holds nothing
+    assert (directory / "metrics.json").exists()
+
+
+def test_the_command_refuses_with_its_message_and_status(lab, child):
+    holder = child(HOLD)
+    assert holder.stdout.readline() == "held\n"
+    done = lab.start("-m", "engine.train", lab.file(study="s", run="r"))
+    assert done.returncode == 2 and f"process {holder.pid} is writing it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- a kill
+
+
+@pytest.mark.slow
+def test_a_killed_run_looks_incomplete_and_a_rerun_resumes_it(lab, child):
+    settings = {
+        "steps": 30,
+        "checkpoint_interval": 10,
+        "dropout": 0.1,
+        "eval_interval": 30,
+        "log_interval": 10,
+    }
+    whole = lab.train(**settings)
+    expected = untimed(whole / "steps.csv"), weights(whole)
+    training = child(STOP_AT_25, lab.file(**settings))
+    while (line := training.stdout.readline()) != "stopped\n":
+        assert line, "the training ended by itself"
+    training.send_signal(signal.SIGKILL)
+    assert training.wait() == -signal.SIGKILL
+    assert not (whole / "metrics.json").exists() and not (whole / "model.safetensors").exists()
+    assert (whole / "config.toml").exists()
+    again = lab.train(**settings)
+    assert events(again) == [{"event": "resumed", "step": 20}]
+    assert untimed(again / "steps.csv") == expected[0]
+    assert_same_weights(weights(again), expected[1])
+
+
+# --- files
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.json"
+    rundir.write_json(path, {"a": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        rundir.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_keeps_floats_exactly_and_what_is_missing_empty(tmp_path):
+    table = rundir.Table(tmp_path / "t.csv", ["step", "loss", "peak"])
+    table.append([{"step": 0, "loss": 0.1 + 0.2, "peak": None}])
+    again = rundir.Table(tmp_path / "t.csv", ["step", "loss", "peak"])
+    again.append([{"step": 1, "loss": 1e-30}, {"step": 2, "loss": float("nan"), "peak": 3}])
+    found = again.read()
+    assert [row["step"] for row in found] == ["0", "1", "2"]
+    assert (
+        float(found[0]["loss"]) == 0.1 + 0.2
+        and float(found[1]["loss"]) == 1e-30
+        and found[2]["loss"] == "nan"
+    )
+    assert [row["peak"] for row in found] == ["", "", "3"]
+
+
+def test_events_are_one_json_object_a_line(tmp_path):
+    rundir.append_event(tmp_path, "resumed", step=4)
+    rundir.append_event(tmp_path, "note", text="two\nlines")
+    assert events(tmp_path) == [{"event": "resumed", "step": 4}, {"event": "note", "text": "two\nlines"}]
+
+
+def test_only_some_sections_can_be_written(lab):
+    text = rundir.toml(lab.config(), only=("data",))
+    assert text.startswith("[data]\n") and text.count("[") == 1

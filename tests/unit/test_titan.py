@@ -1,0 +1,111 @@
+"""torchtitan behind its one door: little of it is loaded, and nothing of it outlives a model."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from engine_runs import REPOSITORY
+
+from engine import titan
+from engine.config import resolve
+from engine.models.gpt import build
+
+PROBE = """
+import json, logging, sys
+import engine.titan
+print(json.dumps([sorted({name.split(".")[0] for name in sys.modules}), logging.getLogger().level,
+                  sorted(name for name in sys.modules if name.startswith("torchtitan."))]))
+"""
+
+
+def test_importing_it_loads_no_heavy_library_and_leaves_logging_alone():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROBE],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    packages, level, modules = json.loads(done.stdout)
+    assert "torchtitan" in packages
+    assert not {"triton", "datasets", "tensorboard", "torchao", "wandb", "torchdata"} & set(packages)
+    assert level == logging.WARNING and done.stderr == ""
+    assert "torchtitan.distributed.activation_checkpoint" in modules
+    assert not [
+        name for name in modules if name.startswith(("torchtitan.models", "torchtitan.components.quant"))
+    ]
+
+
+def test_a_missing_torchtitan_is_told_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.delitem(sys.modules, "torchtitan")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install torchtitan==0\.2\.2"):
+        titan._load_package()
+
+
+def small(layers: int = 5):
+    return build(resolve({"layers": layers, "heads": 2, "width": 16, "context": 8}, "test").model, 17)
+
+
+def wrapped(model) -> list[int]:
+    return [i for i, block in enumerate(model.layers) if hasattr(block, "_checkpoint_wrapped_module")]
+
+
+def test_every_nth_layer_is_counted_anew_for_each_model():
+    """torchtitan's own count goes on from model to model, so the second model would get other layers."""
+    for _ in range(3):
+        model = small()
+        titan.checkpoint_activations(model, "every_n", 2, keep_rng=False)
+        assert wrapped(model) == [1, 3]
+    model = small()
+    titan.checkpoint_activations(model, "every_n", 3, keep_rng=False)
+    assert wrapped(model) == [2]
+
+
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_the_other_modes_wrap_every_layer_in_place(mode):
+    model = small()
+    titan.checkpoint_activations(model, mode, 2, keep_rng=False)
+    assert wrapped(model) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_selective_checkpointing_keeps_matrix_products_and_attention(bias):
+    """Recomputed: what is cheap. Biased products are `addmm`, which torchtitan's own list does not keep."""
+
+    class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.__name__.split(".")[0])
+            return function(*args, **(kwargs or {}))
+
+    settings = resolve({"layers": 2, "heads": 2, "width": 16, "context": 8, "bias": bias}, "test")
+    backward = {}
+    for mode in ("none", "selective", "full"):
+        torch.manual_seed(0)
+        model = build(settings.model, 17)
+        if mode != "none":
+            titan.checkpoint_activations(model, mode, 2, keep_rng=False)
+        loss = model(torch.zeros(2, 8, dtype=torch.long))[0].sum()
+        seen = []
+        with Operations():
+            loss.backward()
+        backward[mode] = {
+            kind: sum(kind in name for name in seen) for kind in ("mm", "dot_product", "gelu", "norm")
+        }
+    none, selective, full = backward["none"], backward["selective"], backward["full"]
+    assert full["mm"] > selective["mm"] >= none["mm"] and (selective["mm"] == none["mm"] or not bias)
+    assert full["dot_product"] > selective["dot_product"] == none["dot_product"]
+    assert (
+        full["gelu"] == selective["gelu"] > none["gelu"] and full["norm"] == selective["norm"] > none["norm"]
+    )
+
+
+def test_clipping_to_zero_means_no_clipping():
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([3.0, 4.0])
+    assert titan.clip_gradients([p], 0.0).item() == pytest.approx(5.0) and p.grad.tolist() == [3.0, 4.0]
+    assert titan.clip_gradients([p], 2.5).item() == pytest.approx(5.0)
+    assert p.grad.tolist() == pytest.approx([1.5, 2.0])
