@@ -121,7 +121,7 @@ class Checkpoints:
         """Without torch's warning that it saves and loads for a single process, where there is only one."""
         with warnings.catch_warnings():
             if self.ranks.world_size == 1:
-                warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+                warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
             yield
 
     def discard(self) -> None:

@@ -41,7 +41,7 @@ def of_run(config: Config, *, ranks, accumulation: int, targets_per_step: int, t
     ledger.add("processes", config.parallel.processes or "as launched", ranks.world_size, "size of the process group",
                agrees=config.parallel.processes in (0, ranks.world_size))
     micro = t.batch_size // ranks.world_size // accumulation
-    ledger.add("batch_size", t.batch_size, targets_per_step / config.model.context,
+    ledger.add("batch_size", t.batch_size, f"{targets_per_step / config.model.context:g}",
                f"targets counted on all ranks; micro-batch {micro} × accumulation {accumulation} × replicas "
                f"{ranks.world_size}, {targets_per_step} tokens a step",
                agrees=targets_per_step == t.batch_size * config.model.context)
@@ -66,12 +66,12 @@ def _add_checkpointing(ledger: Ledger, config: Config, memory) -> None:
     wanted = {"none": 0, "every_n": layers // config.memory.checkpoint_every}.get(mode, layers)
     kept = "activations not measurable here" if memory.activation_bytes is None else (
         f"activations kept {memory.activation_bytes / 2**20:.1f} MiB after one forward pass")
-    if memory.recomputed_blocks is None:
-        in_effect, agrees = f"{mode}, inside the compiled graphs", True
+    if memory.recomputed_blocks is None:  # the recomputation is inside the compiled graphs
+        found, how = memory.wrapped_blocks, "blocks wrapped for recomputation when they were compiled"
     else:
-        agrees = memory.recomputed_blocks == wanted
-        in_effect = f"{memory.recomputed_blocks} of {layers} blocks recomputed"
-    ledger.add("activation_checkpointing", mode, in_effect, f"calls of the blocks in one step; {kept}", agrees=agrees)
+        found, how = memory.recomputed_blocks, "calls of the blocks in one step"
+    ledger.add("activation_checkpointing", mode, f"{found} of {layers} blocks recomputed", f"{how}; {kept}",
+               agrees=found == wanted)
 
 
 def _add_compile(ledger: Ledger, config: Config) -> None:
@@ -113,7 +113,7 @@ def attention_backend(config: Config, device: torch.device) -> str:
         return "manual"
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     q = torch.zeros(1, m.heads, m.context, m.width // m.heads, dtype=dtype, device=device, requires_grad=True)
-    # Dropout here would otherwise draw from the run's own random state, and a resumed run looks this up twice.
+    # Dropout must not draw from the run's own random state: a resumed run looks this up once more.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _Operations() as seen:
         F.scaled_dot_product_attention(q, q, q, is_causal=True, dropout_p=m.dropout)
     for backend in ("flash", "cudnn", "efficient"):

@@ -101,6 +101,7 @@ class StepMemory:
     def __init__(self, model: nn.Module, optimizer, device: torch.device, *, compiled: bool):
         self.device, self.compiled = device, compiled
         self.peak_bytes = self.activation_bytes = self.recomputed_blocks = None
+        self.wrapped_blocks = sum(hasattr(block, "_checkpoint_wrapped_module") for block in model.layers)
         self._model, self._optimizer = model, optimizer
         self._before = None
 

@@ -65,7 +65,7 @@ def spread(model: nn.Module, kind: str, ranks: Ranks) -> nn.Module:
         return model
     from engine import titan
 
-    mesh = titan.data_parallel_mesh(kind, ranks.world_size)
+    mesh = titan.data_parallel_mesh(kind, ranks.world_size, ranks.device.type)
     if kind == "ddp":
         torch._dynamo.config.optimize_ddp = False  # it splits graphs at buckets, and fails with checkpointing
         on_gpu = ranks.device.type == "cuda"

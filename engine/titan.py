@@ -23,21 +23,7 @@ def _load_package() -> None:
     logging.getLogger("torchtitan").setLevel(logging.WARNING)
 
 
-def _load_tools_for_cpu() -> None:
-    """Import torchtitan's device helpers on a machine without an accelerator.
-
-    They fall back to "cuda" there; answering "cpu" while they are imported makes meshes live on the CPU.
-    """
-    original = torch._utils._get_available_device_type
-    torch._utils._get_available_device_type = lambda: original() or "cpu"
-    try:
-        import torchtitan.tools.utils  # noqa: F401
-    finally:
-        torch._utils._get_available_device_type = original
-
-
 _load_package()
-_load_tools_for_cpu()
 
 from torchtitan.config.job_config import ActivationCheckpoint  # noqa: E402
 from torchtitan.distributed import ParallelDims  # noqa: E402
@@ -78,10 +64,12 @@ def checkpoint_activations(model: nn.Module, mode: str, every: int, *, keep_rng:
     apply_ac(model, config, op_sac_save_list=saved_operations())
 
 
-def data_parallel_mesh(kind: str, world_size: int):
+def data_parallel_mesh(kind: str, world_size: int, device_type: str):
     """The one-dimensional device mesh of a data-parallel run: `dp_replicate` for ddp, `fsdp` for fsdp."""
-    import torch.testing._internal.distributed.fake_pg  # noqa: F401  registers the backend of ParallelDims' unused axes
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401  backend of ParallelDims' unused axes
+    from torchtitan.distributed import parallel_dims
 
+    parallel_dims.device_type = device_type  # its own choice is a GPU, even where the run is on the CPU
     replicate, shard = (world_size, 1) if kind == "ddp" else (1, world_size)
     dims = ParallelDims(dp_replicate=replicate, dp_shard=shard, cp=1, tp=1, pp=1, ep=1, etp=1,
                         world_size=world_size)

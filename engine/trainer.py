@@ -112,7 +112,7 @@ class Trainer:
         return (step + 1) % interval == 0 or step + 1 == self.config.training.steps
 
     def _checkpoint_due(self, step: int) -> bool:
-        """Never after the last step: the run is about to be complete, and there would be no step to measure."""
+        """Never after the last step: a run resumed there would have no step left to measure."""
         interval = self.config.saving.checkpoint_interval
         return bool(interval) and (step + 1) % interval == 0 and step + 1 < self.config.training.steps
 

@@ -29,8 +29,8 @@ SMALL = {
     "batch_size": 4,
     "eval_batch_size": 8,
 }
-WORDS = """a and are as at bear bird by cold day fish for from green hill in is it lake long moss night not of on
-or owl rain red river run see sky snow stone sun that the tree was water wind with wolf wood"""
+WORDS = """a and are as at bear bird by cold day fish for from green hill in is it lake long moss night
+not of on or owl rain red river run see sky snow stone sun that the tree was water wind with wolf wood"""
 
 
 def prose(seed: int, words: int) -> str:
@@ -141,7 +141,7 @@ class Lab:
     def environment(self, **changes: str) -> dict[str, str]:
         return {
             **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_NUM_THREADS": "1",
             "PLUMBLINE_CHECKPOINTS": str(self.directory / "checkpoints"),
             **changes,

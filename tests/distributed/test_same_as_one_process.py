@@ -105,7 +105,7 @@ def test_memory_is_one_ranks_own(trained):
     _, runs, _ = trained
     kept = {way: read_json(run / "metrics.json")["activation_mib"] for way, run in runs.items()}
     assert kept["ddp"] < 0.7 * kept["one"]  # full activation checkpointing; gradient buckets do not count
-    # After a forward pass FSDP2 keeps the root's parameters whole: embeddings and the last norm. Blocks are freed.
+    # FSDP2 frees the blocks after the forward pass, and keeps the root whole: embeddings and the last norm.
     root = ((256 + 16) * 32 + 2 * 32) * 4 / 2**20
     assert kept["fsdp"] == pytest.approx(kept["one"] + root, rel=0.01)
 

@@ -25,11 +25,13 @@ RUN = {
     "context": 256,
     "batch_size": 16,
     "steps": 12,
-    "lr": 1e-3,
+    "lr": 5e-4,
+    "warmup_steps": 4,
+    "schedule": "constant",
     "eval_batch_size": 4,
 }
 RUNS = {
-    "cpu": {"device": "cpu", "steps": 3},
+    "cpu": {"device": "cpu", "steps": 4},
     "fp32": {},
     "bf16": {"precision": "bf16"},
     "manual": {"precision": "bf16", "attention": "manual"},
@@ -70,7 +72,7 @@ def test_the_ledger_agrees_and_the_run_is_on_the_gpu(runs, name):
 
 def test_fp32_starts_with_the_cpus_losses(runs):
     """The same weights and data on both devices; the kernels round differently."""
-    assert column(runs["fp32"], "train_loss")[:3] == pytest.approx(
+    assert column(runs["fp32"], "train_loss")[:4] == pytest.approx(
         column(runs["cpu"], "train_loss"), rel=1e-4
     )
 
@@ -79,7 +81,7 @@ def test_bf16_is_in_effect_and_close_to_fp32(runs):
     assert ledger(runs["bf16"])["precision"]["in_effect"] == "bfloat16"
     losses = [column(runs[name], "train_loss") for name in ("bf16", "fp32")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0] != losses[1]
-    assert losses[0][-1] < 0.8 * losses[0][0]
+    assert losses[0][-1] < 0.95 * losses[0][0]
 
 
 def test_flash_attention_is_in_the_ledger(runs):
@@ -121,6 +123,11 @@ def test_peak_memory_and_step_times_are_measured_at_every_step(runs, name):
     assert metrics["peak_memory_gib"] > 4 * weights_gib  # weights, gradients and two moments at the least
     seconds = column(runs[name], "step_seconds")
     assert all(s > 0 for s in seconds) and sum(seconds) < metrics["train_seconds"] + metrics["eval_seconds"]
+
+
+def test_several_processes_may_run_on_the_cpu_beside_a_gpu(lab):
+    run = lab.launch(processes=2, run="two", data_parallel="fsdp", steps=2, device="cpu")
+    assert ledger(run)["device"]["in_effect"] == "cpu" and ledger(run)["processes"]["in_effect"] == "2"
 
 
 def test_an_interrupted_run_resumes_on_the_gpu(lab, monkeypatch):

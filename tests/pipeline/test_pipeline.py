@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from conftest import ran
+from sandbox import ran
 
 pytestmark = pytest.mark.slow
 

@@ -31,6 +31,8 @@ def test_a_run_fails_when_compiling_is_switched_off_from_outside(lab):
     assert not (lab.directory / lab.config().directory / "metrics.json").exists()
 
 
+# torch 2.11 imports its own deprecated code when it compiles.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_a_run_fails_when_compiling_is_switched_off_inside(lab, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     with pytest.raises(RuntimeError, match="compile = 'model' was asked for, but dynamo made no graph"):

@@ -153,7 +153,8 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
         ),
         (
             {"schedule": "constant", "min_lr_fraction": 0.5},
-            "min_lr_fraction = 0.5: would do nothing with schedule = constant; it needs schedule = cosine or linear",
+            "min_lr_fraction = 0.5: would do nothing with schedule = constant; "
+            "it needs schedule = cosine or linear",
         ),
         (
             {"checkpoint_every": 3},

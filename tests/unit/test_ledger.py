@@ -60,7 +60,7 @@ def test_an_honest_run_agrees_on_every_line(lab, changes):
 
 def test_lines_say_how_it_was_established(lab):
     lines = ledger(lab.train(batch_size=8, micro_batch_size=2, steps=3, weight_decay=0.2))
-    assert lines["batch_size"]["in_effect"] == "8.0"
+    assert lines["batch_size"]["in_effect"] == "8"
     assert "micro-batch 2 × accumulation 4 × replicas 1, 128 tokens a step" in lines["batch_size"]["how"]
     tokens = open_tokens("tokens/by_hand")
     train = tokens.meta["splits"]["train"]
@@ -97,7 +97,7 @@ def test_a_batch_of_another_size(lab, monkeypatch):
     monkeypatch.setattr(TrainOrder, "sample_ids", lambda self, number: half(self, number)[::2])
     monkeypatch.setattr(TrainOrder, "rank_slice", lambda self, number, rank, world: self.sample_ids(number))
     run = lab.train(batch_size=8)
-    assert disagreeing(run) == ["batch_size"] and ledger(run)["batch_size"]["in_effect"] == "4.0"
+    assert disagreeing(run) == ["batch_size"] and ledger(run)["batch_size"]["in_effect"] == "4"
 
 
 def test_a_precision_that_is_ignored(lab, monkeypatch):

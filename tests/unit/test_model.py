@@ -169,6 +169,15 @@ def test_what_a_run_varies_does_not_change_its_initial_weights(changes):
     assert all(torch.equal(plain[name], varied[name]) for name in shared)
 
 
+def test_every_rank_has_the_same_weights_and_its_own_dropout():
+    drawn, models = [], []
+    for rank in (0, 1):
+        models.append(build_model(config(dropout=0.5), VOCABULARY, Ranks(rank, 1, torch.device("cpu"))))
+        drawn.append(torch.rand(5))
+    assert not torch.equal(*drawn)
+    assert all(torch.equal(p, q) for p, q in zip(*(m.parameters() for m in models), strict=True))
+
+
 # --- parameter groups
 
 

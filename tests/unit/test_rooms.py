@@ -1,7 +1,7 @@
 """Who may import whom: every import statement in the tree, and what a settings check really loads.
 
-ruff says the same with each room's reasons (`banned-api`); this test needs no ruff, and sees the directions as
-a whole.
+ruff says the same with each room's reasons (`banned-api`); this test needs no ruff, and sees the directions
+as a whole.
 """
 
 import ast

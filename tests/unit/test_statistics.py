@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from metrics import language, statistics
+from metrics import statistics
 
 # With 2 degrees of freedom the t distribution has a closed form: p = 1 - t / sqrt(t^2 + 2).
 T_975_DF2 = 4.302653
@@ -117,11 +117,3 @@ def test_ratio_is_a_geometric_mean_of_pairs():
     assert statistics.paired_ratio({1: 3.0}, {1: 2.0}) == statistics.Ratio(pytest.approx(1.5), None, None, 1)
     assert statistics.paired_ratio({1: 3.0}, {1: 0.0}) is None
     assert statistics.paired_ratio({}, {1: 1.0}) is None
-
-
-def test_language_units():
-    assert language.perplexity(math.log(50)) == pytest.approx(50)
-    assert language.perplexity(1000.0) == math.inf
-    assert language.bits_per_byte(math.log(2), 4.0) == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="positive number, got 0"):
-        language.bits_per_byte(1.0, 0)
