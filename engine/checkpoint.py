@@ -64,8 +64,11 @@ class Checkpoints:
         parallel.wait_for_all()
         weights, state = get_state_dict(model, optimizer)
         with self._one_process_is_fine():
-            dcp.save({"model": weights, "optimizer": state}, checkpoint_id=partial,
-                     no_dist=self.ranks.world_size == 1)
+            dcp.save(
+                {"model": weights, "optimizer": state},
+                checkpoint_id=partial,
+                no_dist=self.ranks.world_size == 1,
+            )
         torch.save(_random_states(self.ranks.device), partial / f"random-{self.ranks.rank}.pt")
         parallel.wait_for_all()
         if self.ranks.is_first:
@@ -107,7 +110,9 @@ class Checkpoints:
         loaded = {"model": weights, "optimizer": state}
         with self._one_process_is_fine():
             dcp.load(loaded, checkpoint_id=path, no_dist=self.ranks.world_size == 1)
-        set_state_dict(model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+        set_state_dict(
+            model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"]
+        )
         _restore_random(torch.load(path / f"random-{self.ranks.rank}.pt", weights_only=True))
         step = json.loads((path / "manifest.json").read_text())["step"]
         if self.ranks.is_first:

@@ -17,8 +17,9 @@ class Proof:
     seconds: float
 
     def __str__(self) -> str:
-        return (f"{self.graphs} graphs, {self.breaks} breaks, {self.recompiles} recompiles, "
-                f"{self.seconds:.1f} s")
+        return (
+            f"{self.graphs} graphs, {self.breaks} breaks, {self.recompiles} recompiles, {self.seconds:.1f} s"
+        )
 
 
 def apply(model: nn.Module, mode: str) -> None:
@@ -29,8 +30,10 @@ def apply(model: nn.Module, mode: str) -> None:
     if mode == "none":
         return
     if torch._dynamo.config.suppress_errors:
-        raise RuntimeError("torch._dynamo.config.suppress_errors is on: a failed compile would run eagerly in "
-                           "silence; switch it off (TORCHDYNAMO_SUPPRESS_ERRORS=0)")
+        raise RuntimeError(
+            "torch._dynamo.config.suppress_errors is on: a failed compile would run eagerly in "
+            "silence; switch it off (TORCHDYNAMO_SUPPRESS_ERRORS=0)"
+        )
     torch._dynamo.utils.counters.clear()
     for module in model.layers if mode == "blocks" else [model]:
         module.compile(dynamic=False)
@@ -41,8 +44,10 @@ def proof() -> Proof:
     from torch._dynamo.utils import counters, get_compilation_metrics
 
     metrics = get_compilation_metrics()
-    microseconds = sum((m.dynamo_cumulative_compile_time_us or 0) + (m.backward_cumulative_compile_time_us or 0)
-                       for m in metrics)
+    microseconds = sum(
+        (m.dynamo_cumulative_compile_time_us or 0) + (m.backward_cumulative_compile_time_us or 0)
+        for m in metrics
+    )
     return Proof(
         graphs=counters["stats"]["unique_graphs"],
         breaks=sum(counters["graph_break"].values()),
@@ -54,8 +59,10 @@ def proof() -> Proof:
 def require_compiled(mode: str) -> None:
     """Raise RuntimeError if compiling was asked for and dynamo has made no graph."""
     if mode != "none" and proof().graphs == 0:
-        raise RuntimeError(f"compile = {mode!r} was asked for, but dynamo made no graph: is it disabled "
-                           "(TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE)?")
+        raise RuntimeError(
+            f"compile = {mode!r} was asked for, but dynamo made no graph: is it disabled "
+            "(TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE)?"
+        )
 
 
 def eager(mode: str):

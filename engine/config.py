@@ -6,15 +6,14 @@ environment or the hardware, and must never change a value: a value is taken as 
 
 import dataclasses
 import difflib
-import functools
-import math
-import sys
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data import DATASETS, TOKENIZERS
+from engine.declare import Setting, setting
+from engine.errors import ConfigError
 from engine.models import MODELS
 from engine.optimizers import OPTIMIZERS
 
@@ -22,44 +21,6 @@ try:
     import tomllib
 except ModuleNotFoundError:  # Python < 3.11 on a GPU node
     import tomli as tomllib
-
-
-class ConfigError(Exception):
-    """A user's mistake: all problems at once, each with what, where, what is allowed and the nearest name."""
-
-    def __init__(self, problems: list[str] | str, where: str = ""):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        self.where = where
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        head = f"{count} in {where}:" if where else f"{count}:"
-        super().__init__("\n".join([head, *(f"  - {p}" for p in self.problems)]))
-
-
-def command(main: Callable) -> Callable:
-    """Decorate a command's `main`: a ConfigError becomes its message on stderr and exit status 2."""
-
-    @functools.wraps(main)
-    def run(*args, **kwargs):
-        try:
-            return main(*args, **kwargs)
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(2)
-
-    return run
-
-
-def setting(default, meaning: str, *, unit: str = "", choices=None, at_least=None, above=None,
-            at_most=None, below=None, only_if: Mapping[str, tuple] | None = None):
-    """Declare one setting as a dataclass field.
-
-    `only_if` names the settings, and their values, under which this one has an effect: setting it elsewhere
-    is an error, because it would silently do nothing.
-    """
-    rule = dict(choices=tuple(choices) if choices else None, at_least=at_least, above=above, at_most=at_most,
-                below=below)
-    meta = dict(meaning=meaning, unit=unit, rule=rule, only_if=dict(only_if or {}))
-    return dataclasses.field(default=default, metadata=meta)
 
 
 @dataclass(frozen=True)
@@ -73,15 +34,25 @@ class Run:
 @dataclass(frozen=True)
 class Data:
     dataset: str = setting("stdlib", "source of the text", choices=DATASETS)
-    data_dir: str = setting("", "directory that holds the data set's files; empty: fetch it by name",
-                            only_if={"dataset": ("wikitext2", "tinyshakespeare", "text")})
+    data_dir: str = setting(
+        "",
+        "directory that holds the data set's files; empty: fetch it by name",
+        only_if={"dataset": ("wikitext2", "tinyshakespeare", "text")},
+    )
     tokenizer: str = setting("bytes", "how text becomes tokens", choices=TOKENIZERS)
-    vocab_size: int = setting(4096, "vocabulary of a trained tokenizer", unit="tokens", at_least=257,
-                              only_if={"tokenizer": ("bpe",)})
-    tokenizer_dir: str = setting("", "directory with encoder.json and vocab.bpe",
-                                 only_if={"tokenizer": ("gpt2",)})
-    max_train_bytes: int = setting(0, "training text is cut after this many bytes; 0: all of it",
-                                   unit="bytes", at_least=0)
+    vocab_size: int = setting(
+        4096,
+        "vocabulary of a trained tokenizer",
+        unit="tokens",
+        at_least=257,
+        only_if={"tokenizer": ("bpe",)},
+    )
+    tokenizer_dir: str = setting(
+        "", "directory with encoder.json and vocab.bpe", only_if={"tokenizer": ("gpt2",)}
+    )
+    max_train_bytes: int = setting(
+        0, "training text is cut after this many bytes; 0: all of it", unit="bytes", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -103,76 +74,107 @@ class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
     lr: float = setting(1e-3, "peak learning rate", above=0)
     weight_decay: float = setting(0.1, "weight decay of matrices and embeddings", at_least=0)
-    beta1: float = setting(0.9, "decay of the first moment", at_least=0, below=1,
-                           only_if={"optimizer": ("adamw", "adam")})
-    beta2: float = setting(0.95, "decay of the second moment", at_least=0, below=1,
-                           only_if={"optimizer": ("adamw", "adam")})
-    epsilon: float = setting(1e-8, "added to the root of the second moment", above=0,
-                             only_if={"optimizer": ("adamw", "adam")})
+    beta1: float = setting(
+        0.9, "decay of the first moment", at_least=0, below=1, only_if={"optimizer": ("adamw", "adam")}
+    )
+    beta2: float = setting(
+        0.95, "decay of the second moment", at_least=0, below=1, only_if={"optimizer": ("adamw", "adam")}
+    )
+    epsilon: float = setting(
+        1e-8, "added to the root of the second moment", above=0, only_if={"optimizer": ("adamw", "adam")}
+    )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1, only_if={"optimizer": ("sgd",)})
     nesterov: bool = setting(False, "Nesterov momentum", only_if={"optimizer": ("sgd",)})
 
 
 @dataclass(frozen=True)
 class Schedule:
-    schedule: str = setting("cosine", "shape of the learning rate after warm-up",
-                            choices=("cosine", "linear", "constant"))
+    schedule: str = setting(
+        "cosine", "shape of the learning rate after warm-up", choices=("cosine", "linear", "constant")
+    )
     warmup_steps: int = setting(0, "linear warm-up", unit="steps", at_least=0)
-    min_lr_fraction: float = setting(0.1, "learning rate at the last step, as a fraction of lr", at_least=0,
-                                     at_most=1, only_if={"schedule": ("cosine", "linear")})
+    min_lr_fraction: float = setting(
+        0.1,
+        "learning rate at the last step, as a fraction of lr",
+        at_least=0,
+        at_most=1,
+        only_if={"schedule": ("cosine", "linear")},
+    )
 
 
 @dataclass(frozen=True)
 class Training:
     steps: int = setting(100, "optimizer steps", unit="steps", at_least=1)
-    batch_size: int = setting(16, "sequences in one optimizer step, over all ranks and micro-batches",
-                              unit="sequences", at_least=1)
-    micro_batch_size: int = setting(0, "sequences in one forward pass of one rank; 0: no accumulation",
-                                    unit="sequences", at_least=0)
-    clip_norm: float = setting(1.0, "gradients are scaled down to this global norm; 0: no clipping",
-                               at_least=0)
+    batch_size: int = setting(
+        16, "sequences in one optimizer step, over all ranks and micro-batches", unit="sequences", at_least=1
+    )
+    micro_batch_size: int = setting(
+        0, "sequences in one forward pass of one rank; 0: no accumulation", unit="sequences", at_least=0
+    )
+    clip_norm: float = setting(
+        1.0, "gradients are scaled down to this global norm; 0: no clipping", at_least=0
+    )
     precision: str = setting("fp32", "fp32, or bf16 autocast over fp32 weights", choices=("fp32", "bf16"))
 
 
 @dataclass(frozen=True)
 class Parallel:
-    processes: int = setting(0, "processes of the run; 0: as many as were launched (the pipeline starts 1)",
-                             at_least=0)
-    data_parallel: str = setting("ddp", "how several processes share a run: replicas or FSDP2 shards",
-                                 choices=("ddp", "fsdp"))
+    processes: int = setting(
+        0, "processes of the run; 0: as many as were launched (the pipeline starts 1)", at_least=0
+    )
+    data_parallel: str = setting(
+        "ddp", "how several processes share a run: replicas or FSDP2 shards", choices=("ddp", "fsdp")
+    )
 
 
 @dataclass(frozen=True)
 class Memory:
     activation_checkpointing: str = setting(
-        "none", "which activations are recomputed: none, all, cheap operations only, or every n-th layer",
-        choices=("none", "full", "selective", "every_n"))
-    checkpoint_every: int = setting(2, "n of every_n", unit="layers", at_least=1,
-                                    only_if={"activation_checkpointing": ("every_n",)})
+        "none",
+        "which activations are recomputed: none, all, cheap operations only, or every n-th layer",
+        choices=("none", "full", "selective", "every_n"),
+    )
+    checkpoint_every: int = setting(
+        2, "n of every_n", unit="layers", at_least=1, only_if={"activation_checkpointing": ("every_n",)}
+    )
 
 
 @dataclass(frozen=True)
 class Compile:
-    compile: str = setting("none", "torch.compile of nothing, of each block, or of the whole model",
-                           choices=("none", "blocks", "model"))
+    compile: str = setting(
+        "none",
+        "torch.compile of nothing, of each block, or of the whole model",
+        choices=("none", "blocks", "model"),
+    )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    eval_interval: int = setting(50, "steps between evaluations; the last step is always evaluated",
-                                 unit="steps", at_least=1)
-    eval_batch_size: int = setting(16, "sequences in one evaluation batch of one rank", unit="sequences",
-                                   at_least=1)
-    eval_tokens: int = setting(0, "validation tokens used during training; 0: all (the test is always whole)",
-                               unit="tokens", at_least=0)
-    eval_stride: int = setting(0, "tokens between evaluation windows; smaller than context: sliding windows; "
-                               "0: context", unit="tokens", at_least=0)
+    eval_interval: int = setting(
+        50, "steps between evaluations; the last step is always evaluated", unit="steps", at_least=1
+    )
+    eval_batch_size: int = setting(
+        16, "sequences in one evaluation batch of one rank", unit="sequences", at_least=1
+    )
+    eval_tokens: int = setting(
+        0,
+        "validation tokens used during training; 0: all (the test is always whole)",
+        unit="tokens",
+        at_least=0,
+    )
+    eval_stride: int = setting(
+        0,
+        "tokens between evaluation windows; smaller than context: sliding windows; 0: context",
+        unit="tokens",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
 class Saving:
-    checkpoint_interval: int = setting(0, "steps between checkpoints for resuming; 0: none", unit="steps",
-                                       at_least=0)
+    checkpoint_interval: int = setting(
+        0, "steps between checkpoints for resuming; 0: none", unit="steps", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -212,31 +214,6 @@ class Config:
 SECTIONS = typing.get_type_hints(Config)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One declaration, as the error messages and the generated defaults file need it."""
-
-    name: str
-    section: str
-    type: type
-    default: object
-    meaning: str
-    unit: str
-    rule: Mapping
-    only_if: Mapping[str, tuple]
-
-    @property
-    def allowed(self) -> str:
-        """The values this setting takes, in words."""
-        if self.rule["choices"]:
-            return "one of " + ", ".join(self.rule["choices"])
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
-            self.type, "a list of whole numbers")
-        signs = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}
-        limits = [f"{sign} {self.rule[key]}" for key, sign in signs.items() if self.rule[key] is not None]
-        return " ".join([kind, " and ".join(limits)]).strip()
-
-
 def _collect() -> dict[str, Setting]:
     found = {}
     for section, cls in SECTIONS.items():
@@ -255,38 +232,11 @@ def nearest(name: str) -> str:
 
     def likeness(s: Setting) -> float:
         words = name.lower().replace("_", " ")
-        by_meaning = difflib.SequenceMatcher(None, words, s.meaning.lower()[:len(words) + 5]).ratio()
+        by_meaning = difflib.SequenceMatcher(None, words, s.meaning.lower()[: len(words) + 5]).ratio()
         return max(difflib.SequenceMatcher(None, name.lower(), s.name).ratio(), by_meaning)
 
     best = max(SETTINGS.values(), key=likeness)
     return f" (nearest: {best.name})" if likeness(best) >= 0.6 else ""
-
-
-def _accepts(s: Setting, value) -> bool:
-    if s.type is bool or s.type is str:
-        right_type = isinstance(value, s.type)
-    elif s.type is int:
-        right_type = isinstance(value, int) and not isinstance(value, bool)
-    elif s.type is float:
-        right_type = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    else:
-        right_type = isinstance(value, list | tuple) and all(type(v) is int for v in value)
-    if not right_type:
-        return False
-    rule = s.rule
-    return not (
-        (rule["choices"] is not None and value not in rule["choices"])
-        or (rule["at_least"] is not None and value < rule["at_least"])
-        or (rule["above"] is not None and value <= rule["above"])
-        or (rule["at_most"] is not None and value > rule["at_most"])
-        or (rule["below"] is not None and value >= rule["below"])
-    )
-
-
-def _typed(s: Setting, value):
-    if s.type is float:
-        return float(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def value_problems(values: Mapping) -> list[str]:
@@ -295,15 +245,17 @@ def value_problems(values: Mapping) -> list[str]:
     for name, value in values.items():
         if name not in SETTINGS:
             problems.append(f"{name}: unknown setting{nearest(str(name))}")
-        elif not _accepts(SETTINGS[name], value):
+        elif not SETTINGS[name].accepts(value):
             problems.append(f"{name} = {value!r}: must be {SETTINGS[name].allowed}")
     return problems
 
 
 def is_effective(name: str, values: Mapping) -> bool:
     """Whether setting `name` can have an effect in a run with these flat `values`."""
-    return all(values.get(other, SETTINGS[other].default) in wanted
-               for other, wanted in SETTINGS[name].only_if.items())
+    return all(
+        values.get(other, SETTINGS[other].default) in wanted
+        for other, wanted in SETTINGS[name].only_if.items()
+    )
 
 
 def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> list[str]:
@@ -313,7 +265,7 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> list[str]
         s = SETTINGS[name]
         if s.only_if.keys() & set(unknown):
             continue
-        if _typed(s, value) != s.default and not is_effective(name, values):
+        if s.typed(value) != s.default and not is_effective(name, values):
             needed = " and ".join(f"{k} = {' or '.join(v)}" for k, v in s.only_if.items())
             actual = ", ".join(f"{k} = {values.get(k, SETTINGS[k].default)}" for k in s.only_if)
             problems.append(f"{name} = {value!r}: would do nothing with {actual}; it needs {needed}")
@@ -325,28 +277,54 @@ def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
     m, t, e = c.model, c.training, c.evaluation
     processes = max(c.parallel.processes, 1)
     micro = t.micro_batch_size or 1
-    parts = f"micro_batch_size × processes = {micro} × {processes}" if t.micro_batch_size else (
-        f"processes = {processes}")
+    parts = (
+        f"micro_batch_size × processes = {micro} × {processes}"
+        if t.micro_batch_size
+        else (f"processes = {processes}")
+    )
     wrong_layers = [i for i in c.logging.activation_norm_layers if not 0 <= i < m.layers]
     checks = [  # (settings that decide it, broken, message)
-        (("width", "heads"), m.width % m.heads,
-         f"width = {m.width}: must be a multiple of heads = {m.heads}"),
-        (("batch_size", "micro_batch_size", "processes"), t.batch_size % (micro * processes),
-         f"batch_size = {t.batch_size}: must be a multiple of {parts}"),
-        (("warmup_steps", "steps"), c.schedule.warmup_steps > t.steps,
-         f"warmup_steps = {c.schedule.warmup_steps}: must be ≤ steps = {t.steps}"),
-        (("eval_stride", "context"), e.eval_stride > m.context,
-         f"eval_stride = {e.eval_stride}: must be ≤ context = {m.context}"),
-        (("checkpoint_every", "layers", "activation_checkpointing"),
-         c.memory.checkpoint_every > m.layers and c.memory.activation_checkpointing == "every_n",
-         f"checkpoint_every = {c.memory.checkpoint_every}: must be ≤ layers = {m.layers}"),
-        (("activation_norm_layers", "layers"), bool(wrong_layers),
-         f"activation_norm_layers = {list(c.logging.activation_norm_layers)}: blocks are numbered 0 to "
-         f"{m.layers - 1}"),
+        (
+            ("width", "heads"),
+            m.width % m.heads,
+            f"width = {m.width}: must be a multiple of heads = {m.heads}",
+        ),
+        (
+            ("batch_size", "micro_batch_size", "processes"),
+            t.batch_size % (micro * processes),
+            f"batch_size = {t.batch_size}: must be a multiple of {parts}",
+        ),
+        (
+            ("warmup_steps", "steps"),
+            c.schedule.warmup_steps > t.steps,
+            f"warmup_steps = {c.schedule.warmup_steps}: must be ≤ steps = {t.steps}",
+        ),
+        (
+            ("eval_stride", "context"),
+            e.eval_stride > m.context,
+            f"eval_stride = {e.eval_stride}: must be ≤ context = {m.context}",
+        ),
+        (
+            ("checkpoint_every", "layers", "activation_checkpointing"),
+            c.memory.checkpoint_every > m.layers and c.memory.activation_checkpointing == "every_n",
+            f"checkpoint_every = {c.memory.checkpoint_every}: must be ≤ layers = {m.layers}",
+        ),
+        (
+            ("activation_norm_layers", "layers"),
+            bool(wrong_layers),
+            f"activation_norm_layers = {list(c.logging.activation_norm_layers)}: blocks are numbered 0 to "
+            f"{m.layers - 1}",
+        ),
     ]
     named = [(c.run.study, "study"), (c.run.run, "run")]
-    checks += [((name,), not value.replace("_", "").isalnum(), f"{name} = {value!r}: letters, digits and _ "
-                "only, because it names files and stages") for value, name in named]
+    checks += [
+        (
+            (name,),
+            not value.replace("_", "").isalnum(),
+            f"{name} = {value!r}: letters, digits and _ only, because it names files and stages",
+        )
+        for value, name in named
+    ]
     return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
 
 
@@ -356,16 +334,19 @@ def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config
     Raises ConfigError with every problem found, after the `problems` that the caller found already; `where`
     names the file in its message.
     """
-    known = {k: v for k, v in values.items() if k in SETTINGS and _accepts(SETTINGS[k], v)}
+    known = {k: v for k, v in values.items() if k in SETTINGS and SETTINGS[k].accepts(v)}
     unknown = values.keys() - known.keys()
     sections = {
-        section: cls(**{k: _typed(SETTINGS[k], v) for k, v in known.items()
-                        if SETTINGS[k].section == section})
+        section: cls(**{k: SETTINGS[k].typed(v) for k, v in known.items() if SETTINGS[k].section == section})
         for section, cls in SECTIONS.items()
     }
     config = Config(**sections)
-    problems = [*problems, *value_problems(values), *effect_problems(known, unknown),
-                *_rule_problems(config, unknown)]
+    problems = [
+        *problems,
+        *value_problems(values),
+        *effect_problems(known, unknown),
+        *_rule_problems(config, unknown),
+    ]
     if problems:
         raise ConfigError(problems, where)
     return config
@@ -375,8 +356,11 @@ def tables(config: Config) -> dict[str, dict]:
     """The configuration as TOML tables: every setting that can have an effect, nothing else."""
     flat = {k: v for section in SECTIONS for k, v in vars(getattr(config, section)).items()}
     return {
-        section: {k: list(v) if isinstance(v, tuple) else v
-                  for k, v in vars(getattr(config, section)).items() if is_effective(k, flat)}
+        section: {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in vars(getattr(config, section)).items()
+            if is_effective(k, flat)
+        }
         for section in SECTIONS
     }
 

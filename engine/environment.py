@@ -26,7 +26,9 @@ def describe(device: torch.device, world_size: int) -> dict:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if on_gpu else _processor(),
-        "device_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30 if on_gpu else None,
+        "device_memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30
+        if on_gpu
+        else None,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": world_size,

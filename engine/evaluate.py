@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from engine import compiling, parallel
-from engine.config import Config, ConfigError, Parallel, command, load
+from engine.config import Config, Parallel, load
 from engine.data.batches import eval_batches
 from engine.data.prepare import open_tokens
+from engine.errors import ConfigError, command
 from engine.models import MODELS
 from engine.objectives import next_token
 from engine.rundir import write_json
@@ -27,16 +28,17 @@ def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: in
     The same windows whatever the batch size and the number of ranks; uncompiled, in eval mode.
     """
     e, context = config.evaluation, config.model.context
-    tokens = tokens[:limit + 1] if limit else tokens
+    tokens = tokens[: limit + 1] if limit else tokens
     sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     was_training = model.training
     model.eval()
     with compiling.eager(config.compile.compile):
-        for inputs, targets in eval_batches(tokens, context, e.eval_batch_size, stride=e.eval_stride,
-                                            rank=ranks.rank, world=ranks.world_size):
-            inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)
+        for inputs, targets in eval_batches(
+            tokens, context, e.eval_batch_size, stride=e.eval_stride, rank=ranks.rank, world=ranks.world_size
+        ):
             with autocast(config.training.precision, ranks.device):
-                logits, _ = model(inputs)
+                logits, _ = model(inputs.to(ranks.device))
+            targets = targets.to(ranks.device)  # noqa: PLW2901
             sums += torch.stack([next_token(logits, targets).double(), (targets >= 0).sum().double()])
     model.train(was_training)
     loss, count = parallel.total(sums).tolist()
@@ -46,8 +48,11 @@ def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: in
 def figures(loss: float, bytes_per_token: float, prefix: str) -> dict[str, float]:
     """Loss, perplexity and bits per byte under `prefix`; perplexity is not capped."""
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {f"{prefix}_loss": loss, f"{prefix}_perplexity": perplexity,
-            f"{prefix}_bits_per_byte": loss / math.log(2) / bytes_per_token}
+    return {
+        f"{prefix}_loss": loss,
+        f"{prefix}_perplexity": perplexity,
+        f"{prefix}_bits_per_byte": loss / math.log(2) / bytes_per_token,
+    }
 
 
 def final_model(directory: Path, config: Config, vocabulary_size: int) -> torch.nn.Module:
@@ -68,8 +73,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
     if not (arguments.directory / "metrics.json").exists():
-        raise ConfigError("no metrics.json: the run is not complete, so there is no final model to score",
-                          str(arguments.directory))
+        raise ConfigError(
+            "no metrics.json: the run is not complete, so there is no final model to score",
+            str(arguments.directory),
+        )
     config = load(arguments.directory / "config.toml")
     tokens = open_tokens(config.tokens_directory)
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
@@ -77,8 +84,10 @@ def main() -> None:
     loss, count = mean_loss(model, getattr(tokens, arguments.split), config, ranks)
     per_token = tokens.bytes_per_token(arguments.split)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.output, {"split": arguments.split, "tokens": count,
-                                  **figures(loss, per_token, arguments.split)})
+    write_json(
+        arguments.output,
+        {"split": arguments.split, "tokens": count, **figures(loss, per_token, arguments.split)},
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 
-from engine.config import Config, ConfigError
+from engine.config import Config
 from engine.data.prepare import Tokens, open_tokens, prepare
+from engine.errors import ConfigError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -38,7 +39,9 @@ def _wait_for(directory, config: Config, seconds: float = 600) -> Tokens:
     deadline = time.monotonic() + seconds
     while not directory.exists():
         if time.monotonic() > deadline:
-            raise ConfigError(f"no tokens after {seconds:.0f} s; run python -m engine.data.prepare FILE.toml first",
-                              str(directory))
+            raise ConfigError(
+                f"no tokens after {seconds:.0f} s; run python -m engine.data.prepare FILE.toml first",
+                str(directory),
+            )
         time.sleep(0.2)
     return open_tokens(directory, config.data)

@@ -19,15 +19,33 @@ class Ledger:
         self.entries: list[dict] = []
 
     def add(self, what: str, requested, in_effect, how: str, *, agrees: bool) -> None:
-        self.entries.append({"what": what, "requested": str(requested), "in_effect": str(in_effect), "how": how,
-                             "agrees": bool(agrees)})
+        self.entries.append(
+            {
+                "what": what,
+                "requested": str(requested),
+                "in_effect": str(in_effect),
+                "how": how,
+                "agrees": bool(agrees),
+            }
+        )
 
     def as_dict(self) -> dict:
         return {"entries": self.entries}
 
 
-def of_run(config: Config, *, ranks, accumulation: int, targets_per_step: int, tokens, order, logits_dtype,
-           optimizer, memory, first_device) -> Ledger:
+def of_run(
+    config: Config,
+    *,
+    ranks,
+    accumulation: int,
+    targets_per_step: int,
+    tokens,
+    order,
+    logits_dtype,
+    optimizer,
+    memory,
+    first_device,
+) -> Ledger:
     """The ledger of a run that has taken its measured step.
 
     targets_per_step: counted on all ranks; logits_dtype: seen in that step; memory: its StepMemory;
@@ -36,62 +54,117 @@ def of_run(config: Config, *, ranks, accumulation: int, targets_per_step: int, t
     ledger = Ledger()
     t = config.training
     wanted = config.run.device
-    ledger.add("device", wanted, first_device, "device of the parameters",
-               agrees=wanted == "auto" or first_device.startswith(wanted))
-    ledger.add("processes", config.parallel.processes or "as launched", ranks.world_size, "size of the process group",
-               agrees=config.parallel.processes in (0, ranks.world_size))
+    ledger.add(
+        "device",
+        wanted,
+        first_device,
+        "device of the parameters",
+        agrees=wanted == "auto" or first_device.startswith(wanted),
+    )
+    ledger.add(
+        "processes",
+        config.parallel.processes or "as launched",
+        ranks.world_size,
+        "size of the process group",
+        agrees=config.parallel.processes in (0, ranks.world_size),
+    )
     micro = t.batch_size // ranks.world_size // accumulation
-    ledger.add("batch_size", t.batch_size, f"{targets_per_step / config.model.context:g}",
-               f"targets counted on all ranks; micro-batch {micro} × accumulation {accumulation} × replicas "
-               f"{ranks.world_size}, {targets_per_step} tokens a step",
-               agrees=targets_per_step == t.batch_size * config.model.context)
+    ledger.add(
+        "batch_size",
+        t.batch_size,
+        f"{targets_per_step / config.model.context:g}",
+        f"targets counted on all ranks; micro-batch {micro} × accumulation {accumulation} × replicas "
+        f"{ranks.world_size}, {targets_per_step} tokens a step",
+        agrees=targets_per_step == t.batch_size * config.model.context,
+    )
     expected = torch.bfloat16 if t.precision == "bf16" else torch.float32
-    ledger.add("precision", t.precision, str(logits_dtype).removeprefix("torch."), "dtype of the logits",
-               agrees=logits_dtype == expected)
+    ledger.add(
+        "precision",
+        t.precision,
+        str(logits_dtype).removeprefix("torch."),
+        "dtype of the logits",
+        agrees=logits_dtype == expected,
+    )
     backend = attention_backend(config, torch.device(first_device))
-    ledger.add("attention", config.model.attention, backend, "operation dispatched for this run's shape and dtype",
-               agrees=(backend == "manual") == (config.model.attention == "manual"))
+    ledger.add(
+        "attention",
+        config.model.attention,
+        backend,
+        "operation dispatched for this run's shape and dtype",
+        agrees=(backend == "manual") == (config.model.attention == "manual"),
+    )
     _add_checkpointing(ledger, config, memory)
     _add_compile(ledger, config)
     _add_data(ledger, config, tokens, order)
-    groups = [f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
-              for g in optimizer.param_groups]
-    ledger.add("optimizer", config.optimizer.optimizer, type(optimizer).__name__.lower(), "; ".join(groups),
-               agrees=type(optimizer).__name__.lower() == config.optimizer.optimizer)
+    groups = [
+        f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
+        for g in optimizer.param_groups
+    ]
+    ledger.add(
+        "optimizer",
+        config.optimizer.optimizer,
+        type(optimizer).__name__.lower(),
+        "; ".join(groups),
+        agrees=type(optimizer).__name__.lower() == config.optimizer.optimizer,
+    )
     return ledger
 
 
 def _add_checkpointing(ledger: Ledger, config: Config, memory) -> None:
     mode, layers = config.memory.activation_checkpointing, config.model.layers
     wanted = {"none": 0, "every_n": layers // config.memory.checkpoint_every}.get(mode, layers)
-    kept = "activations not measurable here" if memory.activation_bytes is None else (
-        f"activations kept {memory.activation_bytes / 2**20:.1f} MiB after one forward pass")
+    kept = (
+        "activations not measurable here"
+        if memory.activation_bytes is None
+        else (f"activations kept {memory.activation_bytes / 2**20:.1f} MiB after one forward pass")
+    )
     if memory.recomputed_blocks is None:  # the recomputation is inside the compiled graphs
         found, how = memory.wrapped_blocks, "blocks wrapped for recomputation when they were compiled"
     else:
         found, how = memory.recomputed_blocks, "calls of the blocks in one step"
-    ledger.add("activation_checkpointing", mode, f"{found} of {layers} blocks recomputed", f"{how}; {kept}",
-               agrees=found == wanted)
+    ledger.add(
+        "activation_checkpointing",
+        mode,
+        f"{found} of {layers} blocks recomputed",
+        f"{how}; {kept}",
+        agrees=found == wanted,
+    )
 
 
 def _add_compile(ledger: Ledger, config: Config) -> None:
     mode = config.compile.compile
     proof = compiling.proof()
-    ledger.add("compile", mode, proof if proof.graphs else "none", "dynamo's counters",
-               agrees=(proof.graphs > 0) == (mode != "none"))
+    ledger.add(
+        "compile",
+        mode,
+        proof if proof.graphs else "none",
+        "dynamo's counters",
+        agrees=(proof.graphs > 0) == (mode != "none"),
+    )
 
 
 def _add_data(ledger: Ledger, config: Config, tokens, order) -> None:
     meta = tokens.meta
     consumed = config.training.steps * config.training.batch_size * config.model.context
     train = meta["splits"]["train"]
-    ledger.add("dataset", config.data.dataset, meta["dataset"],
-               f"sha256 of the training text {train['sha256_text'][:12]}; {train['tokens']} tokens, vocabulary "
-               f"{meta['vocabulary_size']}; {consumed} consumed = {consumed / train['tokens']:.2f} epochs",
-               agrees=meta["dataset"] == config.data.dataset)
-    ledger.add("tokenizer", config.data.tokenizer, meta["tokenizer"], "meta.json of the token files",
-               agrees=meta["tokenizer"] == config.data.tokenizer)
-    ledger.add("seed", config.run.seed, order.seed, "the data order's own seed", agrees=config.run.seed == order.seed)
+    ledger.add(
+        "dataset",
+        config.data.dataset,
+        meta["dataset"],
+        f"sha256 of the training text {train['sha256_text'][:12]}; {train['tokens']} tokens, vocabulary "
+        f"{meta['vocabulary_size']}; {consumed} consumed = {consumed / train['tokens']:.2f} epochs",
+        agrees=meta["dataset"] == config.data.dataset,
+    )
+    ledger.add(
+        "tokenizer",
+        config.data.tokenizer,
+        meta["tokenizer"],
+        "meta.json of the token files",
+        agrees=meta["tokenizer"] == config.data.tokenizer,
+    )
+    ledger.add(
+        "seed", config.run.seed, order.seed, "the data order's own seed", agrees=config.run.seed == order.seed
+    )
 
 
 class _Operations(TorchDispatchMode):

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from engine.config import ConfigError, Parallel
+from engine.config import Parallel
+from engine.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,19 @@ def start(settings: Parallel, device: str) -> Ranks:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if settings.processes and settings.processes != world_size:
-        raise ConfigError(f"processes = {settings.processes}, but {world_size} were launched: use torchrun "
-                          f"--nproc-per-node {settings.processes}, or set processes = 0")
+        raise ConfigError(
+            f"processes = {settings.processes}, but {world_size} were launched: use torchrun "
+            f"--nproc-per-node {settings.processes}, or set processes = 0"
+        )
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise ConfigError("device = 'cuda': no GPU is visible to torch; use device = 'auto' or 'cpu'")
     on_gpu = has_gpu and device != "cpu"
     if on_gpu and local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; launch at "
-                          "most one process a GPU")
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible; launch at "
+            "most one process a GPU"
+        )
     target = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(target)
@@ -70,8 +75,11 @@ def spread(model: nn.Module, kind: str, ranks: Ranks) -> nn.Module:
         torch._dynamo.config.optimize_ddp = False  # it splits graphs at buckets, and fails with checkpointing
         on_gpu = ranks.device.type == "cuda"
         return nn.parallel.DistributedDataParallel(
-            model, device_ids=[ranks.device] if on_gpu else None, device_mesh=mesh,
-            gradient_as_bucket_view=True)
+            model,
+            device_ids=[ranks.device] if on_gpu else None,
+            device_mesh=mesh,
+            gradient_as_bucket_view=True,
+        )
     from torch.distributed.fsdp import fully_shard
 
     for block in model.layers:

@@ -41,11 +41,22 @@ class StepClock:
 class Recorder:
     """Collects the steps' measurements and writes steps.csv."""
 
-    def __init__(self, directory: Path, device: torch.device, *, batch_tokens: int, norm_layers: tuple[int, ...]):
+    def __init__(
+        self, directory: Path, device: torch.device, *, batch_tokens: int, norm_layers: tuple[int, ...]
+    ):
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
         self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
-        columns = ["step", "tokens_seen", "train_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second",
-                   "peak_memory_gib", *self.norm_columns]
+        columns = [
+            "step",
+            "tokens_seen",
+            "train_loss",
+            "lr",
+            "grad_norm",
+            "step_seconds",
+            "tokens_per_second",
+            "peak_memory_gib",
+            *self.norm_columns,
+        ]
         self.table = Table(directory / "steps.csv", columns)
         self._pending: list[tuple] = []
 
@@ -61,20 +72,29 @@ class Recorder:
         """Write what is pending; return it as rows of plain numbers."""
         if not self._pending:
             return []
-        scalars = torch.stack([torch.stack([m["train_loss"], m["grad_norm"], m["targets"]])
-                               for _, m, *_ in self._pending])
+        scalars = torch.stack(
+            [torch.stack([m["train_loss"], m["grad_norm"], m["targets"]]) for _, m, *_ in self._pending]
+        )
         norms = torch.stack([m["activation_norms"] for _, m, *_ in self._pending])
         values = torch.cat([scalars, norms], 1).tolist()  # the only transfer from the device
         rows = []
         for (step, measured, start, stop, peak), (loss, grad_norm, targets, *norms) in zip(
-                self._pending, values, strict=True):
+            self._pending, values, strict=True
+        ):
             seconds = self.clock.seconds(start, stop)
-            rows.append({
-                "step": step, "tokens_seen": (step + 1) * self.batch_tokens, "train_loss": loss,
-                "lr": measured["lr"], "grad_norm": grad_norm, "step_seconds": seconds,
-                "tokens_per_second": targets / seconds, "peak_memory_gib": peak,
-                **dict(zip(self.norm_columns, norms, strict=True)),
-            })
+            rows.append(
+                {
+                    "step": step,
+                    "tokens_seen": (step + 1) * self.batch_tokens,
+                    "train_loss": loss,
+                    "lr": measured["lr"],
+                    "grad_norm": grad_norm,
+                    "step_seconds": seconds,
+                    "tokens_per_second": targets / seconds,
+                    "peak_memory_gib": peak,
+                    **dict(zip(self.norm_columns, norms, strict=True)),
+                }
+            )
         self.table.append(rows)
         self._pending = []
         return rows

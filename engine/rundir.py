@@ -15,7 +15,8 @@ from pathlib import Path
 
 import tomli_w
 
-from engine.config import Config, ConfigError, tables
+from engine.config import Config, tables
+from engine.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -28,8 +29,10 @@ def only_writer(directory: Path):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             handle.seek(0)
-            raise ConfigError(f"process {handle.read().strip() or '?'} is writing it; wait for it, or stop it "
-                              "first", str(directory)) from None
+            raise ConfigError(
+                f"process {handle.read().strip() or '?'} is writing it; wait for it, or stop it first",
+                str(directory),
+            ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
@@ -74,6 +77,9 @@ class Table:
 
 def toml(config: Config, only: tuple[str, ...] = ()) -> str:
     """The resolved settings as TOML text, without those that have no effect; `only`: just these sections."""
-    kept = {section: values for section, values in tables(config).items()
-            if values and (not only or section in only)}
+    kept = {
+        section: values
+        for section, values in tables(config).items()
+        if values and (not only or section in only)
+    }
     return tomli_w.dumps(kept)

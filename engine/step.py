@@ -14,8 +14,17 @@ from engine.schedule import lr_scale
 class Step:
     """Callable (step, micro-batches) → what was measured, as tensors still on the device."""
 
-    def __init__(self, model, optimizer, ranks: parallel.Ranks, *, training: Training, schedule: Schedule,
-                 lr: float, data_parallel: str):
+    def __init__(
+        self,
+        model,
+        optimizer,
+        ranks: parallel.Ranks,
+        *,
+        training: Training,
+        schedule: Schedule,
+        lr: float,
+        data_parallel: str,
+    ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
         self.loss_factor = parallel.loss_factor(data_parallel, ranks) if ranks.world_size > 1 else 1.0
@@ -26,8 +35,13 @@ class Step:
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return it."""
         s = self.schedule
-        scale = lr_scale(step, schedule=s.schedule, warmup_steps=s.warmup_steps,
-                         min_lr_fraction=s.min_lr_fraction, steps=self.training.steps)
+        scale = lr_scale(
+            step,
+            schedule=s.schedule,
+            warmup_steps=s.warmup_steps,
+            min_lr_fraction=s.min_lr_fraction,
+            steps=self.training.steps,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * scale
         return self.lr * scale
@@ -58,8 +72,13 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         sums = parallel.total(sums)
         forwards = len(micro_batches) * self.ranks.world_size
-        return {"lr": lr, "train_loss": sums[0] / count, "grad_norm": grad_norm, "targets": count,
-                "activation_norms": (sums[1:] / forwards).sqrt()}
+        return {
+            "lr": lr,
+            "train_loss": sums[0] / count,
+            "grad_norm": grad_norm,
+            "targets": count,
+            "activation_norms": (sums[1:] / forwards).sqrt(),
+        }
 
 
 def autocast(precision: str, device: torch.device):

@@ -59,8 +59,11 @@ def checkpoint_activations(model: nn.Module, mode: str, every: int, *, keep_rng:
 
     module._layer_sac_count = 0  # torchtitan counts layers over the life of the process, not of the model
     option = {"full": "op", "selective": "op", "every_n": str(every)}[mode]
-    config = ActivationCheckpoint(mode="full" if mode == "full" else "selective", selective_ac_option=option,
-                                  preserve_rng_state=keep_rng)
+    config = ActivationCheckpoint(
+        mode="full" if mode == "full" else "selective",
+        selective_ac_option=option,
+        preserve_rng_state=keep_rng,
+    )
     apply_ac(model, config, op_sac_save_list=saved_operations())
 
 
@@ -71,8 +74,9 @@ def data_parallel_mesh(kind: str, world_size: int, device_type: str):
 
     parallel_dims.device_type = device_type  # its own choice is a GPU, even where the run is on the CPU
     replicate, shard = (world_size, 1) if kind == "ddp" else (1, world_size)
-    dims = ParallelDims(dp_replicate=replicate, dp_shard=shard, cp=1, tp=1, pp=1, ep=1, etp=1,
-                        world_size=world_size)
+    dims = ParallelDims(
+        dp_replicate=replicate, dp_shard=shard, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=world_size
+    )
     return dims.get_mesh("dp_replicate" if kind == "ddp" else "fsdp")
 
 

@@ -9,7 +9,8 @@ prints one JSON line an interval. It must not know about studies, DVC or charts.
 
 import sys
 
-from engine.config import Config, ConfigError, command, load
+from engine.config import load
+from engine.errors import ConfigError, command
 
 
 @command

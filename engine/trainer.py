@@ -8,16 +8,16 @@ import contextlib
 import importlib
 import shutil
 import time
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from engine import checkpoint, compiling, ledger, parallel, probes, rundir
-from engine.config import Config, ConfigError
+from engine.config import Config
 from engine.data.batches import Prefetcher, TrainOrder
 from engine.data.prepare import Tokens
 from engine.environment import describe
+from engine.errors import ConfigError
 from engine.evaluate import figures, mean_loss
 from engine.memory import StepMemory, apply_activation_checkpointing
 from engine.models import MODELS
@@ -31,8 +31,10 @@ def run(config: Config, tokens: Tokens) -> None:
     ranks = parallel.start(config.parallel, config.run.device)
     try:
         if config.training.batch_size % ranks.world_size:
-            raise ConfigError(f"batch_size = {config.training.batch_size}: must be a multiple of the "
-                              f"{ranks.world_size} processes launched")
+            raise ConfigError(
+                f"batch_size = {config.training.batch_size}: must be a multiple of the "
+                f"{ranks.world_size} processes launched"
+            )
         writer = rundir.only_writer(config.directory) if ranks.is_first else contextlib.nullcontext()
         with writer:
             Trainer(config, tokens, ranks).train()
@@ -67,15 +69,28 @@ class Trainer:
         self.per_rank = t.batch_size // ranks.world_size
         self.micro = t.micro_batch_size or self.per_rank
         if self.per_rank % self.micro:
-            raise ConfigError(f"micro_batch_size = {self.micro}: must divide the {self.per_rank} sequences that each "
-                              f"of {ranks.world_size} ranks has in a step")
+            raise ConfigError(
+                f"micro_batch_size = {self.micro}: must divide the {self.per_rank} sequences that each "
+                f"of {ranks.world_size} ranks has in a step"
+            )
         self.model = build_model(config, tokens.meta["vocabulary_size"], ranks)
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
         self.optimizer = build_optimizer(self.model, config)
-        self.step = Step(self.model, self.optimizer, ranks, training=t, schedule=config.schedule,
-                         lr=config.optimizer.lr, data_parallel=config.parallel.data_parallel)
-        self.memory = StepMemory(parallel.unwrapped(self.model), self.optimizer, ranks.device,
-                                 compiled=config.compile.compile != "none")
+        self.step = Step(
+            self.model,
+            self.optimizer,
+            ranks,
+            training=t,
+            schedule=config.schedule,
+            lr=config.optimizer.lr,
+            data_parallel=config.parallel.data_parallel,
+        )
+        self.memory = StepMemory(
+            parallel.unwrapped(self.model),
+            self.optimizer,
+            ranks.device,
+            compiled=config.compile.compile != "none",
+        )
         self.seconds = {"train_seconds": 0.0, "eval_seconds": 0.0, "checkpoint_seconds": 0.0}
         self.directory = config.directory
         hashes = {s: tokens.meta["splits"][s]["sha256_tokens"] for s in tokens.meta["splits"]}
@@ -87,8 +102,14 @@ class Trainer:
         first = self._open_run_directory()
         steps = self.config.training.steps
         window = time.perf_counter()
-        with Prefetcher(self.order, first_step=first, last_step=steps, rank=self.ranks.rank,
-                        world=self.ranks.world_size, device=self.ranks.device) as batches:
+        with Prefetcher(
+            self.order,
+            first_step=first,
+            last_step=steps,
+            rank=self.ranks.rank,
+            world=self.ranks.world_size,
+            device=self.ranks.device,
+        ) as batches:
             for batch in batches:
                 step = batch.step
                 # Not the first two: the optimizer's state and DDP's buckets are made there.
@@ -141,8 +162,11 @@ class Trainer:
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             self.evals = rundir.Table(self.directory / "evals.csv", ["step", "tokens_seen", "val_loss"])
             self.recorder = probes.Recorder(
-                self.directory, self.ranks.device, batch_tokens=self._tokens_seen(0),
-                norm_layers=self.config.logging.activation_norm_layers)
+                self.directory,
+                self.ranks.device,
+                batch_tokens=self._tokens_seen(0),
+                norm_layers=self.config.logging.activation_norm_layers,
+            )
         return done
 
     def _tokens_seen(self, step: int) -> int:
@@ -155,10 +179,8 @@ class Trainer:
         inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
         targets = batch.targets.to(device, non_blocking=True).split(self.micro)
         micro_batches = list(zip(inputs, targets, strict=True))
-        if measure:
-            measured = self._measured_step(step, micro_batches)
-        else:
-            measured = self.step(step, micro_batches)
+        take = self._measured_step if measure else self.step
+        measured = take(step, micro_batches)
         if self.ranks.is_first:
             self.recorder.add(step, measured, start, clock.now())
 
@@ -169,9 +191,17 @@ class Trainer:
             measured = self.step(step, micro_batches)
             seen["dtype"] = self.step.logits_dtype
         book = ledger.of_run(
-            self.config, ranks=self.ranks, accumulation=len(micro_batches), tokens=self.tokens, order=self.order,
-            targets_per_step=int(measured["targets"].item()), logits_dtype=seen["dtype"], optimizer=self.optimizer,
-            memory=self.memory, first_device=str(next(self.model.parameters()).device))
+            self.config,
+            ranks=self.ranks,
+            accumulation=len(micro_batches),
+            tokens=self.tokens,
+            order=self.order,
+            targets_per_step=int(measured["targets"].item()),
+            logits_dtype=seen["dtype"],
+            optimizer=self.optimizer,
+            memory=self.memory,
+            first_device=str(next(self.model.parameters()).device),
+        )
         if self.ranks.is_first:
             rundir.write_json(self.directory / "ledger.json", book.as_dict())
         return measured
@@ -183,17 +213,35 @@ class Trainer:
         seconds = probes.steady([row["step_seconds"] for row in rows])
         left = (self.config.training.steps - step - 1) * seconds
         probes.progress_line(
-            event="step", study=self.config.run.study, run=self.config.run.run, seed=self.config.run.seed,
-            step=step + 1, steps=self.config.training.steps, train_loss=round(rows[-1]["train_loss"], 4),
-            lr=rows[-1]["lr"], tokens_per_second=round(self._tokens_seen(0) / seconds), seconds_left=round(left, 1))
+            event="step",
+            study=self.config.run.study,
+            run=self.config.run.run,
+            seed=self.config.run.seed,
+            step=step + 1,
+            steps=self.config.training.steps,
+            train_loss=round(rows[-1]["train_loss"], 4),
+            lr=rows[-1]["lr"],
+            tokens_per_second=round(self._tokens_seen(0) / seconds),
+            seconds_left=round(left, 1),
+        )
 
     def _evaluate(self, step: int) -> None:
-        loss, _ = mean_loss(self.model, self.tokens.validation, self.config, self.ranks,
-                            limit=self.config.evaluation.eval_tokens)
+        loss, _ = mean_loss(
+            self.model,
+            self.tokens.validation,
+            self.config,
+            self.ranks,
+            limit=self.config.evaluation.eval_tokens,
+        )
         if self.ranks.is_first:
             self.evals.append([{"step": step, "tokens_seen": self._tokens_seen(step), "val_loss": loss}])
-            probes.progress_line(event="evaluation", run=self.config.run.run, seed=self.config.run.seed,
-                                 step=step + 1, val_loss=round(loss, 4))
+            probes.progress_line(
+                event="evaluation",
+                run=self.config.run.run,
+                seed=self.config.run.seed,
+                step=step + 1,
+                val_loss=round(loss, 4),
+            )
 
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
@@ -217,12 +265,19 @@ class Trainer:
         peaks = [float(row["peak_memory_gib"]) for row in rows if row["peak_memory_gib"]]
         peak = max(peaks) if peaks else _scaled(self.memory.peak_bytes, 2**30)
         return {
-            "status": "complete", "parameters": self.parameter_count,
-            "steps": len(rows), "tokens": self._tokens_seen(len(rows) - 1), "train_loss": sum(last) / len(last),
-            **figures(evals[-1], self.tokens.bytes_per_token("validation"), "val"), "best_val_loss": min(evals),
-            "step_seconds_median": seconds, "tokens_per_second": self._tokens_seen(0) / seconds,
-            "peak_memory_gib": peak, "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
-            **self.seconds, "compile_seconds": compiling.proof().seconds,
+            "status": "complete",
+            "parameters": self.parameter_count,
+            "steps": len(rows),
+            "tokens": self._tokens_seen(len(rows) - 1),
+            "train_loss": sum(last) / len(last),
+            **figures(evals[-1], self.tokens.bytes_per_token("validation"), "val"),
+            "best_val_loss": min(evals),
+            "step_seconds_median": seconds,
+            "tokens_per_second": self._tokens_seen(0) / seconds,
+            "peak_memory_gib": peak,
+            "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
+            **self.seconds,
+            "compile_seconds": compiling.proof().seconds,
         }
 
 
@@ -235,4 +290,6 @@ def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=options).items()}
+    return {
+        name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=options).items()
+    }

@@ -26,6 +26,7 @@ from metrics.summary import (
     verdict_sentence,
     with_interval,
 )
+
 from plots import charts
 
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -11,19 +11,11 @@ import json
 import sys
 from pathlib import Path
 
+from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
+from engine.errors import ConfigError, command
+from engine.rundir import toml, write_json
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-
-from engine.config import (
-    SETTINGS,
-    ConfigError,
-    command,
-    effect_problems,
-    is_effective,
-    resolve,
-    value_problems,
-)
-from engine.rundir import toml, write_json
 
 PARAMS, DEFAULTS = Path("params.yaml"), Path("conf/defaults.yaml")
 STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "seeds": list, "runs": dict}
@@ -57,16 +49,22 @@ def study_problems(study: dict) -> list[str]:
         problems.append(f"metric = {study['metric']!r}: must be one of {', '.join(METRICS)}")
     if not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
         problems.append(f"seeds = {seeds!r}: must be distinct whole numbers ≥ 0")
-    problems += [f"runs.{name}: must be a mapping of settings, or {{}}" for name, own in runs.items()
-                 if not isinstance(own, dict)]
+    problems += [
+        f"runs.{name}: must be a mapping of settings, or {{}}"
+        for name, own in runs.items()
+        if not isinstance(own, dict)
+    ]
     return problems
 
 
 def run_problems(name: str, own: dict) -> list[str]:
     """Problems with what a run sets for itself."""
     problems = [f"runs.{name}.{p}" for p in value_problems(own)]
-    problems += [f"runs.{name}.{key}: is the study's, not a run's" for key in own
-                 if key in PLANNED or (key in SETTINGS and SETTINGS[key].section == "data")]
+    problems += [
+        f"runs.{name}.{key}: is the study's, not a run's"
+        for key in own
+        if key in PLANNED or (key in SETTINGS and SETTINGS[key].section == "data")
+    ]
     return problems
 
 
@@ -90,8 +88,9 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
         effective = {k: v for k, v in merged.items() if is_effective(k, merged)}
         for seed in study["seeds"]:
             try:
-                configs[f"{name}-{seed}"] = resolve({**effective, "study": study["study"], "run": name, "seed": seed},
-                                                    f"runs.{name}")
+                configs[f"{name}-{seed}"] = resolve(
+                    {**effective, "study": study["study"], "run": name, "seed": seed}, f"runs.{name}"
+                )
             except ConfigError as error:
                 problems += [f"runs.{name}: {p}" for p in error.problems]
                 break  # another seed has the same problems
@@ -108,8 +107,11 @@ def _unused_everywhere(base: dict, runs: dict) -> list[str]:
 
 def defaults_yaml() -> str:
     """conf/defaults.yaml: every setting with its default, so that `-S NAME=VALUE` works for all of them."""
-    lines = ["# Generated from engine/config.py by `python -m stages.plan --defaults`. Change settings in a study",
-             "# under conf/study/ or with -S, not here.", f"{STAMP}: ${{stamp:}}"]
+    lines = [
+        "# Generated from engine/config.py by `python -m stages.plan --defaults`. Change settings in a study",
+        "# under conf/study/ or with -S, not here.",
+        f"{STAMP}: ${{stamp:}}",
+    ]
     section = ""
     for s in SETTINGS.values():
         if s.name not in PLANNED:
@@ -136,10 +138,16 @@ def main() -> None:
         (directory / f"{name}.toml").write_text(toml(config), encoding="utf-8")
     (directory / "data.toml").write_text(toml(next(iter(configs.values())), only=("data",)), encoding="utf-8")
     base = study.pop("settings")
-    changed = {k: v for k, v in base.items()
-               if (tuple(v) if isinstance(v, list) else v) != SETTINGS[k].default}
-    write_json(directory / "study.json", {**study, "better": "lower", "dataset": base["dataset"], "base": changed})
-    print(f"plan: study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds", file=sys.stderr)
+    changed = {
+        k: v for k, v in base.items() if (tuple(v) if isinstance(v, list) else v) != SETTINGS[k].default
+    }
+    write_json(
+        directory / "study.json", {**study, "better": "lower", "dataset": base["dataset"], "base": changed}
+    )
+    print(
+        f"plan: study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

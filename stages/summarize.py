@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from textwrap import wrap
 
+from metrics import rows, summary
+from plots import report
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from metrics import rows, summary
-from plots import report
 
 WIDTH = 110  # characters, where there is no terminal to ask
 

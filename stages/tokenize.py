@@ -1,13 +1,14 @@
 """TOKENIZE: a study's data settings → tokens/<study>/ (memory-mapped token files and meta.json).
 
-    python -m stages.tokenize results/<study>/configs/data.toml tokens/<study>
+python -m stages.tokenize results/<study>/configs/data.toml tokens/<study>
 """
 
 import sys
 from pathlib import Path
 
-from engine.config import ConfigError, command, load
+from engine.config import load
 from engine.data.prepare import prepare
+from engine.errors import ConfigError, command
 
 
 @command
@@ -17,8 +18,11 @@ def main() -> None:
     settings = load(sys.argv[1]).data
     meta = prepare(settings, Path(sys.argv[2]))
     for split, facts in meta["splits"].items():
-        print(f"tokenize: {settings.dataset} {split}: {facts['tokens']:,} tokens, {facts['bytes']:,} bytes, "
-              f"sha256 {facts['sha256_text'][:12]}", file=sys.stderr)
+        print(
+            f"tokenize: {settings.dataset} {split}: {facts['tokens']:,} tokens, {facts['bytes']:,} bytes, "
+            f"sha256 {facts['sha256_text'][:12]}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -10,19 +10,28 @@ import json
 import subprocess
 import sys
 
+from engine.config import load
+from engine.errors import ConfigError, command
+from engine.launch import die_with_parent
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from engine.config import ConfigError, command, load
-from engine.launch import die_with_parent
 
 
 def launch_command(path: str, processes: int) -> list[str]:
     """The command that trains the run of TOML file `path` in `processes` processes (0: one)."""
     if processes <= 1:
         return [sys.executable, "-m", "engine.train", path]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-            "-m", "engine.train", path]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "engine.train",
+        path,
+    ]
 
 
 def show(lines, console: Console, title: str, steps: int) -> None:
@@ -31,8 +40,13 @@ def show(lines, console: Console, title: str, steps: int) -> None:
         for line in lines:
             print(line, end="", flush=True)
         return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[figures]}"))
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=steps, figures="")
         for line in lines:
@@ -60,7 +74,9 @@ def main() -> None:
     path = sys.argv[1]
     config = load(path)
     die_with_parent()
-    with subprocess.Popen(launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True) as engine:
+    with subprocess.Popen(
+        launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
+    ) as engine:
         try:
             show(engine.stdout, Console(), f"{config.run.run}, seed {config.run.seed}", config.training.steps)
         except BaseException:

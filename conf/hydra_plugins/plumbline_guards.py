@@ -27,8 +27,12 @@ def stamp(values: dict) -> str:
 
 def _stamp_root(*, _root_: Container) -> str:
     values = {k: _root_[k] for k in _root_ if k != KEY}
-    return stamp({k: OmegaConf.to_container(v, resolve=True) if isinstance(v, Container) else v
-                  for k, v in values.items()})
+    return stamp(
+        {
+            k: OmegaConf.to_container(v, resolve=True) if isinstance(v, Container) else v
+            for k, v in values.items()
+        }
+    )
 
 
 def refuse_edited(path: Path) -> None:
@@ -42,7 +46,8 @@ def refuse_edited(path: Path) -> None:
         raise ValueError(
             "params.yaml was edited by hand, and composing conf/ would lose the edit. Nothing was run or changed. "
             "To keep it: put it in conf/, or pass it with -S NAME=VALUE; to run exactly this file: dvc repro. "
-            "Then, to let DVC write the file again: git checkout params.yaml")
+            "Then, to let DVC write the file again: git checkout params.yaml"
+        )
 
 
 def keep_other_studies(root: Path) -> None:

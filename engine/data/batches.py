@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
-from engine.config import ConfigError
+from engine.errors import ConfigError
 
 IGNORED = -100  # target that no loss counts; torch's cross_entropy skips it by default
 
@@ -32,8 +32,10 @@ class TrainOrder:
         Raises ConfigError if there are too few tokens for one window.
         """
         if len(tokens) < context + 1:
-            raise ConfigError(f"the training split has {len(tokens)} tokens; context = {context} needs "
-                              f"at least {context + 1}")
+            raise ConfigError(
+                f"the training split has {len(tokens)} tokens; context = {context} needs "
+                f"at least {context + 1}"
+            )
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         # As many windows as fit behind the largest offset, and at least one.
         self.windows_per_epoch = max(1, (len(tokens) - context) // context)
@@ -70,7 +72,7 @@ class TrainOrder:
         """The part of `sample_ids(step)` that `rank` of `world` trains on, shape (batch_size / world,)."""
         assert self.batch_size % world == 0, (self.batch_size, world)
         size = self.batch_size // world
-        return self.sample_ids(step)[rank * size:(rank + 1) * size]
+        return self.sample_ids(step)[rank * size : (rank + 1) * size]
 
     def starts(self, sample_ids: np.ndarray) -> np.ndarray:
         """The position in the token array where each sample begins, same shape as `sample_ids`."""
@@ -105,8 +107,17 @@ class Prefetcher:
     block, or call `close()`.
     """
 
-    def __init__(self, order: TrainOrder, *, first_step: int, last_step: int, rank: int = 0, world: int = 1,
-                 device: torch.device | str = "cpu", depth: int = 2):
+    def __init__(
+        self,
+        order: TrainOrder,
+        *,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        depth: int = 2,
+    ):
         device = torch.device(device)
         self._cuda = None
         if device.type == "cuda":  # a new thread would otherwise pin through GPU 0
@@ -184,8 +195,9 @@ def eval_windows(n_tokens: int, context: int, stride: int) -> np.ndarray:
     return np.arange(1 + later, dtype=np.int64) * stride
 
 
-def eval_batches(tokens: np.ndarray, context: int, batch_size: int, *, stride: int = 0, rank: int = 0,
-                 world: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def eval_batches(
+    tokens: np.ndarray, context: int, batch_size: int, *, stride: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Inputs and targets, int64 of shape (batch_size, context) each, of one rank's part of an evaluation.
 
     `tokens` has shape (tokens,); stride 0 means context. Targets to leave out are -100: what an earlier

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config import ConfigError, command
 from engine.config import load as load_config
 from engine.data import DATASETS, TOKENIZERS
+from engine.errors import ConfigError, command
 
 SPLITS = ("train", "validation", "test")
 SETTINGS = ("dataset", "data_dir", "tokenizer", "vocab_size", "tokenizer_dir", "max_train_bytes")
@@ -48,8 +48,11 @@ def prepare(settings, directory: str | Path) -> dict:
     nothing that looks finished. Raises ConfigError for missing or wrong data and for splits that overlap.
     """
     directory = Path(directory).absolute()
-    if directory.exists() and not (directory / META).is_file() and (
-            not directory.is_dir() or any(directory.iterdir())):
+    if (
+        directory.exists()
+        and not (directory / META).is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
         raise ConfigError(f"{directory} exists and is not a token directory; it was left as it is")
     texts = source_texts(settings)
     tokenizer = _tokenizer_class(settings.tokenizer).build(texts["train"], settings)
@@ -68,9 +71,12 @@ def source_texts(settings) -> dict[str, str]:
     """The text of each split, as it will be tokenized. Raises ConfigError for missing or overlapping text."""
     texts = importlib.import_module(DATASETS[settings.dataset]).load(settings)
     assert set(texts) == set(SPLITS), texts.keys()
-    problems = [f"the {small} text is contained in the {large} text; splits must not overlap"
-                for small in ("validation", "test") for large in SPLITS
-                if small != large and texts[small] in texts[large]]
+    problems = [
+        f"the {small} text is contained in the {large} text; splits must not overlap"
+        for small in ("validation", "test")
+        for large in SPLITS
+        if small != large and texts[small] in texts[large]
+    ]
     if problems:
         raise ConfigError(problems, where=f"dataset={settings.dataset}")
     if settings.max_train_bytes:
@@ -104,8 +110,10 @@ def is_current(settings, directory: str | Path) -> bool:
         return False
     if hasattr(importlib.import_module(DATASETS[settings.dataset]), "SHA256"):
         return True
-    return all(tokens.meta["splits"][split]["sha256_text"] == _sha256(text.encode("utf-8"))
-               for split, text in source_texts(settings).items())
+    return all(
+        tokens.meta["splits"][split]["sha256_text"] == _sha256(text.encode("utf-8"))
+        for split, text in source_texts(settings).items()
+    )
 
 
 def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -> Tokens:
@@ -116,18 +124,24 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
     """
     directory = Path(directory)
     if not (directory / META).is_file():
-        raise ConfigError(f"no tokens in {directory}; run the tokenize stage (dvc repro tokenize), or "
-                          "python -m engine.data.prepare FILE.toml")
+        raise ConfigError(
+            f"no tokens in {directory}; run the tokenize stage (dvc repro tokenize), or "
+            "python -m engine.data.prepare FILE.toml"
+        )
     try:
         meta = json.loads((directory / META).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{META} is damaged: {error}; run the tokenize stage again",
-                          str(directory)) from None
+        raise ConfigError(
+            f"{META} is damaged: {error}; run the tokenize stage again", str(directory)
+        ) from None
     problems = []
     if settings is not None:
-        problems = [f"{name}: the tokens were made with {meta['settings'].get(name)!r}, this run asks for "
-                    f"{getattr(settings, name)!r}; run the tokenize stage again"
-                    for name in SETTINGS if meta["settings"].get(name) != getattr(settings, name)]
+        problems = [
+            f"{name}: the tokens were made with {meta['settings'].get(name)!r}, this run asks for "
+            f"{getattr(settings, name)!r}; run the tokenize stage again"
+            for name in SETTINGS
+            if meta["settings"].get(name) != getattr(settings, name)
+        ]
     itemsize = np.dtype(meta["dtype"]).itemsize
     for split in SPLITS:
         path, expected = directory / f"{split}.bin", meta["splits"][split]
@@ -156,13 +170,23 @@ def _write(settings, texts: dict[str, str], tokenizer, directory: Path) -> dict:
         assert ids.size and int(ids.max()) < tokenizer.vocabulary_size, (split, ids.size)
         ids = ids.astype(dtype)
         ids.tofile(directory / f"{split}.bin")
-        splits[split] = {"tokens": ids.size, "bytes": len(content),
-                         "bytes_per_token": len(content) / ids.size, "unknown_tokens": unknown,
-                         "sha256_text": _sha256(content), "sha256_tokens": _sha256(ids.tobytes())}
+        splits[split] = {
+            "tokens": ids.size,
+            "bytes": len(content),
+            "bytes_per_token": len(content) / ids.size,
+            "unknown_tokens": unknown,
+            "sha256_text": _sha256(content),
+            "sha256_tokens": _sha256(ids.tobytes()),
+        }
     tokenizer.save(directory)
-    meta = {"dataset": settings.dataset, "tokenizer": settings.tokenizer,
-            "settings": {name: getattr(settings, name) for name in SETTINGS}, "dtype": dtype.name,
-            "vocabulary_size": tokenizer.vocabulary_size, "splits": splits}
+    meta = {
+        "dataset": settings.dataset,
+        "tokenizer": settings.tokenizer,
+        "settings": {name: getattr(settings, name) for name in SETTINGS},
+        "dtype": dtype.name,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "splits": splits,
+    }
     (directory / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return meta
 

@@ -11,16 +11,25 @@ import os
 import sysconfig
 from pathlib import Path
 
-from engine.config import ConfigError
+from engine.errors import ConfigError
 
 NAME = "Python standard library source"
 
 # Test suites and installed packages are not the library. The others are generated: character tables that
 # repeat from file to file, which would put near copies of training text into validation, and help topics.
-EXCLUDED_DIRECTORIES = frozenset({
-    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "idlelib", "encodings",
-    "pydoc_data",
-})
+EXCLUDED_DIRECTORIES = frozenset(
+    {
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "encodings",
+        "pydoc_data",
+    }
+)
 # Written by whoever built or installed this Python, so they say more about the machine than about the
 # library.
 EXCLUDED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
@@ -76,9 +85,11 @@ def load(settings) -> dict[str, str]:
     splits = split_files(root)
     empty = [name for name, files in splits.items() if not files]
     if empty:
-        raise ConfigError(f"dataset=stdlib: no Python source for {', '.join(empty)} in this Python's "
-                          f"standard library at {root}; use a Python installed with its source files, "
-                          "or your own text: -S dataset=text -S data_dir=DIRECTORY")
+        raise ConfigError(
+            f"dataset=stdlib: no Python source for {', '.join(empty)} in this Python's "
+            f"standard library at {root}; use a Python installed with its source files, "
+            "or your own text: -S dataset=text -S data_dir=DIRECTORY"
+        )
     return {name: "".join(_with_final_newline(text) for _, text in files) for name, files in splits.items()}
 
 

@@ -8,7 +8,7 @@ import hashlib
 import lzma
 from pathlib import Path
 
-from engine.config import ConfigError
+from engine.errors import ConfigError
 
 NAME = "text directory"
 FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
@@ -59,8 +59,9 @@ def load(settings) -> dict[str, str]:
     Raises ConfigError when it is not set or a file is missing or empty.
     """
     if not settings.data_dir:
-        raise ConfigError("dataset=text needs a directory with train.txt, valid.txt and test.txt: "
-                          "-S data_dir=DIRECTORY")
+        raise ConfigError(
+            "dataset=text needs a directory with train.txt, valid.txt and test.txt: -S data_dir=DIRECTORY"
+        )
     texts = read_files("data_dir", settings.data_dir, FILES, {})
     empty = [FILES[split] for split, text in texts.items() if not text]
     if empty:

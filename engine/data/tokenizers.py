@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from engine.config import ConfigError
 from engine.data.textdir import read_files
+from engine.errors import ConfigError
 
 FILENAME = "tokenizer.json"
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
@@ -188,15 +188,20 @@ class Bpe(Tokenizer):
     def build(cls, train_text: str, settings) -> "Bpe":
         from tokenizers import models, pre_tokenizers, trainers
 
-        trainer = trainers.BpeTrainer(vocab_size=settings.vocab_size, show_progress=False,
-                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+        trainer = trainers.BpeTrainer(
+            vocab_size=settings.vocab_size,
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
         model = _byte_level(models.BPE())
         model.train_from_iterator(_chunks(train_text), trainer)
         built = cls(model)
         if built.vocabulary_size != settings.vocab_size:
-            raise ConfigError(f"vocab_size = {settings.vocab_size}: this training text gives a byte-pair "
-                              f"vocabulary of {built.vocabulary_size}; set vocab_size to that, or use more "
-                              "text")
+            raise ConfigError(
+                f"vocab_size = {settings.vocab_size}: this training text gives a byte-pair "
+                f"vocabulary of {built.vocabulary_size}; set vocab_size to that, or use more "
+                "text"
+            )
         return built
 
     def encode_counted(self, text: str) -> tuple[np.ndarray, int]:
@@ -231,9 +236,11 @@ class Gpt2(Bpe):
     @classmethod
     def build(cls, train_text: str, settings) -> "Gpt2":
         if not settings.tokenizer_dir:
-            raise ConfigError("tokenizer=gpt2 needs the directory that holds GPT-2's encoder.json and "
-                              "vocab.bpe (or the same names with .xz): -S tokenizer_dir=DIRECTORY; they are "
-                              "the vocab.json and merges.txt of openai-community/gpt2")
+            raise ConfigError(
+                "tokenizer=gpt2 needs the directory that holds GPT-2's encoder.json and "
+                "vocab.bpe (or the same names with .xz): -S tokenizer_dir=DIRECTORY; they are "
+                "the vocab.json and merges.txt of openai-community/gpt2"
+            )
         from tokenizers import models
 
         names = {name: name for name in cls.SHA256}

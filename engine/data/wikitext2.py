@@ -8,8 +8,8 @@ counts. Licence: CC BY-SA 3.0 and GFDL. It must accept only the known bytes, whe
 
 import hashlib
 
-from engine.config import ConfigError
 from engine.data.textdir import FILES, read_files
+from engine.errors import ConfigError
 
 NAME = "WikiText-2"
 SHA256 = {
@@ -45,8 +45,11 @@ def text_of_rows(rows: list[str]) -> str:
 def check_digests(texts: dict[str, str]) -> None:
     """Raises ConfigError naming every split whose text is not the known one."""
     found = {split: hashlib.sha256(text.encode("utf-8")).hexdigest() for split, text in texts.items()}
-    wrong = [f"{split}: wrong sha256: expected {SHA256[split]}, found {found[split]}"
-             for split in SHA256 if found.get(split) != SHA256[split]]
+    wrong = [
+        f"{split}: wrong sha256: expected {SHA256[split]}, found {found[split]}"
+        for split in SHA256
+        if found.get(split) != SHA256[split]
+    ]
     if wrong:
         raise ConfigError(wrong, where="WikiText-2 as fetched")
 
@@ -58,7 +61,9 @@ def _fetch() -> dict[str, list[str]]:
         loaded = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-v1")
         return {split: list(loaded[split]["text"]) for split in SHA256}
     except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError("dataset=wikitext2 could not be fetched by name (Salesforce/wikitext, "
-                          f"wikitext-2-v1): {type(error).__name__}: {error}. Either run it where there is a "
-                          f"network, or put {', '.join(FILES.values())} (or the same names with .xz) into a "
-                          "directory and set -S data_dir=DIRECTORY") from error
+        raise ConfigError(
+            "dataset=wikitext2 could not be fetched by name (Salesforce/wikitext, "
+            f"wikitext-2-v1): {type(error).__name__}: {error}. Either run it where there is a "
+            f"network, or put {', '.join(FILES.values())} (or the same names with .xz) into a "
+            "directory and set -S data_dir=DIRECTORY"
+        ) from error

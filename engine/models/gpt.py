@@ -10,7 +10,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-INIT_STD = 0.02  # of all matrices and embeddings; projections into the residual stream are scaled down (GPT-2)
+INIT_STD = (
+    0.02  # of all matrices and embeddings; projections into the residual stream are scaled down (GPT-2)
+)
 
 
 class Attention(nn.Module):
@@ -60,7 +62,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm_placement = s.norm_placement
         self.norm1 = nn.LayerNorm(s.width, bias=s.bias)
-        self.attention = Attention(s.width, s.heads, bias=s.bias, dropout=s.dropout, implementation=s.attention)
+        self.attention = Attention(
+            s.width, s.heads, bias=s.bias, dropout=s.dropout, implementation=s.attention
+        )
         self.norm2 = nn.LayerNorm(s.width, bias=s.bias)
         self.mlp = MLP(s.width, bias=s.bias)
         self.dropout = nn.Dropout(s.dropout)

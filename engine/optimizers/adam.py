@@ -4,5 +4,6 @@ import torch
 
 
 def build(groups: list[dict], settings) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2),
-                            eps=settings.epsilon, fused=True)
+    return torch.optim.Adam(
+        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True
+    )

@@ -4,5 +4,6 @@ import torch
 
 
 def build(groups: list[dict], settings) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov,
-                           fused=True)
+    return torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
+    )

@@ -37,7 +37,9 @@ log_interval: 2
 
 def prose(first: int, words: int = 2000) -> str:
     """Deterministic text, different for every `first`."""
-    return "\n".join(" ".join(str((first + 7 * i + j * j) % 977) for j in range(10)) for i in range(words // 10))
+    return "\n".join(
+        " ".join(str((first + 7 * i + j * j) % 977) for j in range(10)) for i in range(words // 10)
+    )
 
 
 @dataclass
@@ -49,12 +51,26 @@ class Sandbox:
     def run(self, *command: str, status: int = 0) -> str:
         """Run a command; return stdout and stderr together; fail the test on another exit status."""
         bin_directory = str(Path(sys.executable).parent)
-        environment = {**os.environ, "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
-                       "PLUMBLINE_CHECKPOINTS": str(self.path / ".checkpoints"), "DVC_NO_ANALYTICS": "1",
-                       "OMP_NUM_THREADS": "2", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}",
+            "PLUMBLINE_CHECKPOINTS": str(self.path / ".checkpoints"),
+            "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": "2",
+            "COLUMNS": "200",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         environment.pop("PYTHONPATH", None)
-        done = subprocess.run(command, cwd=self.path, env=environment, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, timeout=280, check=False)
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=280,
+            check=False,
+        )
         assert done.returncode == status, f"{' '.join(command)} → {done.returncode}\n{done.stdout}"
         return done.stdout
 
@@ -79,8 +95,13 @@ def ran(output: str) -> set[str]:
 
 def build(path: Path) -> Sandbox:
     """A sandbox in the empty directory `path`, with one commit."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
     for name in filter(None, listed):
         if not name.startswith(("tests/", "docs/", "records/", "results/", "reports/", "dvc.lock")):
             source = ROOT / name
@@ -92,7 +113,12 @@ def build(path: Path) -> Sandbox:
         box.write(f".text/{split}.txt", prose(first))
     for name in ("tiny", "other"):
         box.write(f"conf/study/{name}.yaml", STUDY.format(name=name, data=path / ".text"))
-    for command in (["init", "-q"], ["config", "user.name", "A. User"], ["config", "user.email", "user@localhost"],
-                    ["add", "-A"], ["commit", "-qm", "start"]):
+    for command in (
+        ["init", "-q"],
+        ["config", "user.name", "A. User"],
+        ["config", "user.email", "user@localhost"],
+        ["add", "-A"],
+        ["commit", "-qm", "start"],
+    ):
         box.run("git", *command)
     return box

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import ConfigError
 from engine.data.batches import IGNORED, Prefetcher, TrainOrder, eval_batches, eval_windows
+from engine.errors import ConfigError
 
 TOKENS = np.arange(1000, 1100, dtype=np.uint16)  # a token's value tells its position
 
@@ -31,14 +31,14 @@ def test_an_epoch_takes_every_window_once_from_a_drawn_offset():
     assert o.windows_per_epoch == 11  # (100 - 8) // 8: behind the largest offset, 7, are 92 targets
     ids = np.concatenate([o.sample_ids(step) for step in range(11)])  # 44 samples: four epochs
     for epoch in range(4):
-        mine = ids[epoch * 11:(epoch + 1) * 11]
+        mine = ids[epoch * 11 : (epoch + 1) * 11]
         assert sorted(mine) == list(range(epoch * 11, epoch * 11 + 11))
         offset, _ = o.epoch(epoch)
         assert 0 <= offset < 8
         starts = o.starts(mine)
         assert sorted(starts) == [offset + 8 * i for i in range(11)]
         assert starts.max() + 8 < 100  # the last target exists
-    assert len({tuple(ids[e * 11:(e + 1) * 11] % 11) for e in range(4)}) == 4  # another order each epoch
+    assert len({tuple(ids[e * 11 : (e + 1) * 11] % 11) for e in range(4)}) == 4  # another order each epoch
     assert len({order(seed=s).epoch(0)[0] for s in range(40)}) == 8  # every offset occurs
 
 
@@ -74,8 +74,9 @@ def test_the_order_depends_on_seed_and_step_only():
     backwards = order()
     for step in reversed(range(20)):  # whatever was asked before
         np.testing.assert_array_equal(backwards.sample_ids(step), steps[step])
-    assert not np.array_equal(np.concatenate(steps),
-                              np.concatenate([order(seed=8).sample_ids(step) for step in range(20)]))
+    assert not np.array_equal(
+        np.concatenate(steps), np.concatenate([order(seed=8).sample_ids(step) for step in range(20)])
+    )
 
 
 def test_the_order_is_pinned():
@@ -157,13 +158,13 @@ def test_plain_windows_by_hand():
     assert eval_windows(9, 4, 4).tolist() == [0, 4]
     assert eval_windows(10, 4, 4).tolist() == [0, 4, 8]
     assert eval_windows(2, 4, 4).tolist() == [0]
-    (inputs, targets), = eval_batches(TOKENS[:7], 4, 3)
+    ((inputs, targets),) = eval_batches(TOKENS[:7], 4, 3)
     assert inputs.tolist() == [[1000, 1001, 1002, 1003], [1004, 1005, 1006, 0], [0, 0, 0, 0]]
     assert targets.tolist() == [[1001, 1002, 1003, 1004], [1005, 1006, -100, -100], [-100] * 4]
 
 
 def test_sliding_windows_by_hand():
-    (inputs, targets), = eval_batches(TOKENS[:8], 4, 3, stride=2)
+    ((inputs, targets),) = eval_batches(TOKENS[:8], 4, 3, stride=2)
     assert inputs.tolist() == [[1000, 1001, 1002, 1003], [1002, 1003, 1004, 1005], [1004, 1005, 1006, 1007]]
     assert targets.tolist() == [[1001, 1002, 1003, 1004], [-100, -100, 1005, 1006], [-100, -100, 1007, -100]]
 
@@ -179,8 +180,9 @@ def test_one_token_cannot_be_evaluated():
 def test_every_token_but_the_first_is_scored_once(n_tokens, stride, world):
     context, batch_size, scored, counts = 8, 3, [], set()
     for rank in range(world):
-        batches = list(eval_batches(TOKENS[:n_tokens], context, batch_size, stride=stride, rank=rank,
-                                    world=world))
+        batches = list(
+            eval_batches(TOKENS[:n_tokens], context, batch_size, stride=stride, rank=rank, world=world)
+        )
         counts.add(len(batches))
         for inputs, targets in batches:
             assert inputs.shape == targets.shape == (batch_size, context)

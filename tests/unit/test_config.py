@@ -9,7 +9,6 @@ from engine_runs import REPOSITORY, toml
 from engine.config import (
     SECTIONS,
     SETTINGS,
-    ConfigError,
     effect_problems,
     is_effective,
     load,
@@ -17,6 +16,7 @@ from engine.config import (
     tables,
     value_problems,
 )
+from engine.errors import ConfigError
 from engine.rundir import toml as resolved_toml
 
 

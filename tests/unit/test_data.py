@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine.config import ConfigError, Data
+from engine.config import Data
 from engine.data import DATASETS, TOKENIZERS, prepare, stdlib, textdir, tinyshakespeare, tokenizers, wikitext2
+from engine.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL = Path(__file__).resolve().parents[3] / "shared/data"
@@ -58,11 +59,14 @@ def test_every_registered_name_exists(entry):
 
 
 def test_preparing_bytes_imports_no_heavy_library(text_settings, tmp_path):
-    code = ("import sys; from types import SimpleNamespace; from engine.data.prepare import prepare; "
-            f"prepare(SimpleNamespace(**{vars(text_settings)!r}), {str(tmp_path / 'tokens')!r}); "
-            "print(sorted({'torch', 'datasets', 'tokenizers', 'polars'} & set(sys.modules)))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True,
-                          check=True)
+    code = (
+        "import sys; from types import SimpleNamespace; from engine.data.prepare import prepare; "
+        f"prepare(SimpleNamespace(**{vars(text_settings)!r}), {str(tmp_path / 'tokens')!r}); "
+        "print(sorted({'torch', 'datasets', 'tokenizers', 'polars'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -84,8 +88,16 @@ def test_stdlib_splits_are_disjoint_by_file_and_by_content():
 
 
 def test_stdlib_keeps_one_of_identical_files_and_skips_what_is_no_library_text(tmp_path):
-    contents = {"a.py": b"x = 1\n", "b/copy.py": b"x = 1\n", "c.py": b"\xff", "d.py": b"", "e.txt": b"no",
-                "site-packages/p.py": b"p = 1\n", "json/test/t.py": b"t = 1\n", "f.py": b"f = 1"}
+    contents = {
+        "a.py": b"x = 1\n",
+        "b/copy.py": b"x = 1\n",
+        "c.py": b"\xff",
+        "d.py": b"",
+        "e.txt": b"no",
+        "site-packages/p.py": b"p = 1\n",
+        "json/test/t.py": b"t = 1\n",
+        "f.py": b"f = 1",
+    }
     for path, content in contents.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content)
@@ -155,10 +167,16 @@ def test_wikitext2_has_the_published_counts(tmp_path):
     wanted = settings(dataset="wikitext2", data_dir=real("wikitext2"), tokenizer="words")
     made = prepare.prepare(wanted, tmp_path)
     assert {name: split["tokens"] for name, split in made["splits"].items()} == {
-        "train": 2_088_628, "validation": 217_646, "test": 245_569}
+        "train": 2_088_628,
+        "validation": 217_646,
+        "test": 245_569,
+    }
     assert made["vocabulary_size"] == 33_278
     assert {name: split["unknown_tokens"] for name, split in made["splits"].items()} == {
-        "train": 0, "validation": 0, "test": 0}
+        "train": 0,
+        "validation": 0,
+        "test": 0,
+    }
     tokens = prepare.open_tokens(tmp_path)
     assert prepare.load_tokenizer(tmp_path).decode(tokens.test[:6]) == "\n= Robert <unk> =\n"
 
@@ -166,8 +184,10 @@ def test_wikitext2_has_the_published_counts(tmp_path):
 def test_wikitext2_from_the_hub_is_the_same_text(monkeypatch):
     texts = wikitext2.load(settings(data_dir=real("wikitext2")))
     # The public builder's rule: a row for each line, and '' for a line of white space.
-    rows = {split: [line if line.strip() else "" for line in text.splitlines(keepends=True)]
-            for split, text in texts.items()}
+    rows = {
+        split: [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+        for split, text in texts.items()
+    }
     monkeypatch.setattr(wikitext2, "_fetch", lambda: rows)
     assert wikitext2.load(settings()) == texts
     rows["validation"][1] = " = Homarus = \n"
@@ -230,11 +250,19 @@ def test_words_end_every_line_and_count_only_what_the_vocabulary_lacks(tmp_path)
 def test_bpe_is_the_same_in_another_process(tmp_path):
     text = (REPOSITORY / "engine/config.py").read_text(encoding="utf-8")
     (tmp_path / "text").write_text(text, encoding="utf-8")
-    code = ("import sys; from types import SimpleNamespace; from engine.data.tokenizers import Bpe; "
-            "t = open(sys.argv[1], encoding='utf-8').read(); "
-            "sys.stdout.write(Bpe.build(t, SimpleNamespace(vocab_size=400)).to_json())")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "text")], cwd=REPOSITORY,
-                          capture_output=True, text=True, encoding="utf-8", check=True)
+    code = (
+        "import sys; from types import SimpleNamespace; from engine.data.tokenizers import Bpe; "
+        "t = open(sys.argv[1], encoding='utf-8').read(); "
+        "sys.stdout.write(Bpe.build(t, SimpleNamespace(vocab_size=400)).to_json())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "text")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
     made = tokenizers.Bpe.build(text, settings(vocab_size=400))
     assert done.stdout == made.to_json()
     assert made.vocabulary_size == 400 and len(made.encode(text)) < len(text) / 1.5
@@ -310,11 +338,14 @@ def test_training_text_is_cut_at_a_line_end(text_settings, tmp_path):
         prepare.cut_at_line_end("a cat sat\n", 5)
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("valid", TEXTS["train"], "validation text is contained in the train text"),
-    ("test", TEXTS["valid"], "test text is contained in the validation text"),
-    ("test", "on a mat\n\nthe end\n", "test text is contained in the train text"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("valid", TEXTS["train"], "validation text is contained in the train text"),
+        ("test", TEXTS["valid"], "test text is contained in the validation text"),
+        ("test", "on a mat\n\nthe end\n", "test text is contained in the train text"),
+    ],
+)
 def test_overlapping_splits_are_refused(text_settings, tmp_path, name, text, message):
     Path(text_settings.data_dir, f"{name}.txt").write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -337,9 +368,11 @@ def test_a_failure_half_way_leaves_the_old_tokens_alone(text_settings, tmp_path,
 
 
 def test_a_process_killed_half_way_leaves_nothing_that_looks_finished(text_settings, tmp_path):
-    code = ("import os; from types import SimpleNamespace; from engine.data import prepare, tokenizers; "
-            "tokenizers.Bytes.save = lambda *_: os._exit(9); "
-            f"prepare.prepare(SimpleNamespace(**{vars(text_settings)!r}), {str(tmp_path / 'tokens')!r})")
+    code = (
+        "import os; from types import SimpleNamespace; from engine.data import prepare, tokenizers; "
+        "tokenizers.Bytes.save = lambda *_: os._exit(9); "
+        f"prepare.prepare(SimpleNamespace(**{vars(text_settings)!r}), {str(tmp_path / 'tokens')!r})"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 9
     with pytest.raises(ConfigError, match="no tokens in .*run the tokenize stage"):
         prepare.open_tokens(tmp_path / "tokens")
@@ -387,15 +420,17 @@ def test_damaged_token_files_are_refused(text_settings, tmp_path):
 
 
 def test_the_command_writes_where_the_run_will_look(text_settings, tmp_path):
-    (tmp_path / "run.toml").write_text('[run]\nstudy = "mine"\n'
-                                       '[data]\ndataset = "text"\ndata_dir = "source"\n')
+    (tmp_path / "run.toml").write_text(
+        '[run]\nstudy = "mine"\n[data]\ndataset = "text"\ndata_dir = "source"\n'
+    )
     command = [sys.executable, "-m", "engine.data.prepare", "run.toml"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["splits"]["test"]["tokens"] == len(TEXTS["test"])
     assert prepare.open_tokens(tmp_path / "tokens/mine").meta["dataset"] == "text"
     (tmp_path / "source/valid.txt").unlink()
-    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True,
-                            check=False)
+    failed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert failed.returncode == 2 and "valid.txt is missing" in failed.stderr
     assert "Traceback" not in failed.stderr

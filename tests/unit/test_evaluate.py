@@ -10,8 +10,8 @@ import torch
 from engine_runs import read_json, rows
 
 from engine import evaluate
-from engine.config import ConfigError
 from engine.data.prepare import open_tokens
+from engine.errors import ConfigError
 from engine.evaluate import figures, final_model, mean_loss
 from engine.parallel import Ranks
 from engine.trainer import build_model

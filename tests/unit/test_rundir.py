@@ -8,7 +8,7 @@ import pytest
 from engine_runs import assert_same_weights, events, read_json, rows, untimed, weights
 
 from engine import rundir
-from engine.config import ConfigError
+from engine.errors import ConfigError
 
 FILES = [
     "config.toml",
