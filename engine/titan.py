@@ -7,7 +7,6 @@ needs them. So the package is registered without running that file, and only the
 """
 
 import importlib.util
-import logging
 import sys
 
 import torch
@@ -20,7 +19,6 @@ def _load_package() -> None:
         if spec is None:
             raise ModuleNotFoundError("torchtitan 0.2.2 is not installed: pip install torchtitan==0.2.2")
         sys.modules["torchtitan"] = importlib.util.module_from_spec(spec)
-    logging.getLogger("torchtitan").setLevel(logging.WARNING)
 
 
 _load_package()
@@ -29,8 +27,6 @@ from torchtitan.config.job_config import ActivationCheckpoint  # noqa: E402
 from torchtitan.distributed import ParallelDims  # noqa: E402
 from torchtitan.distributed.activation_checkpoint import apply_ac  # noqa: E402
 from torchtitan.distributed.utils import clip_grad_norm_  # noqa: E402
-
-logging.getLogger().setLevel(logging.WARNING)  # importing torchtitan sets the root logger to INFO
 
 
 def saved_operations() -> set:

@@ -65,6 +65,7 @@ DVC_DECIMALS = {
     "activation_mib": 2,
 }
 SMALL = 1e-6  # below it a table writes an exponent
+WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
 
 
 @dataclass(frozen=True)
@@ -257,13 +258,13 @@ def _equals(p: str) -> str:
 
 
 def cost_sentence(summary: Summary, run: RunSummary) -> str:
-    """Memory and step time against the baseline, where the interval of the ratio excludes 1; else empty."""
+    """Memory and step time against the baseline, where the interval of the ratio excludes 1 and it matters."""
     parts = []
     for name in ("step_milliseconds", "peak_memory_gib", "activation_mib"):
         ratio = run.ratios[name]
         if run.comparison is None or ratio is None or ratio.low is None or ratio.high is None:
             continue
-        if ratio.low > 1 or ratio.high < 1:
+        if (ratio.low > 1 or ratio.high < 1) and abs(ratio.mean - 1) >= WORTH_SAYING:
             change = f"{abs(ratio.mean - 1):.0%} {'more' if ratio.mean > 1 else 'less'}"
             parts.append(f"{METRICS[name].label} {change}")
     return f"{run.run} costs, against {summary.results.study.baseline}: {', '.join(parts)}." if parts else ""

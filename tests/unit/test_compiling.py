@@ -1,13 +1,23 @@
 """Compiling is proved by dynamo's counters, and a run that asks for it never trains uncompiled."""
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from engine_runs import column, ledger, read_json
 
 from engine import compiling
 
+CAN_COMPILE = (
+    shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+)
+
 
 @pytest.mark.slow
+@pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile needs a C++ compiler and Python.h")
 def test_compiled_blocks_give_eagers_losses_and_prove_that_they_were_compiled(lab):
     settings = {"steps": 5, "activation_checkpointing": "none", "dropout": 0.0}
     eager = lab.train(run="eager", **settings)

@@ -194,12 +194,21 @@ def test_a_killed_run_looks_incomplete_and_a_rerun_resumes_it(lab, child):
 # --- files
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     rundir.write_json(path, {"a": 1})
     with pytest.raises(TypeError, match="not JSON serializable"):
         rundir.write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]
+
+    def full_disk(self, text, **_):
+        self.write_bytes(text[:3].encode())
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        rundir.write_json(path, {"a": 2})
+    assert json.loads(path.read_bytes()) == {"a": 1}
 
 
 def test_a_table_keeps_floats_exactly_and_what_is_missing_empty(tmp_path):
