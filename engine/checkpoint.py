@@ -23,14 +23,14 @@ KEPT = 2  # checkpoints of a run on disk: the newest, and one more in case it is
 ROWS = ("steps.csv", "evals.csv", "events.jsonl")  # what the run directory must hold again after a restart
 
 
-def fingerprint(config: Config, token_hashes: dict[str, str], world_size: int) -> str:
-    """A name for everything that decides the run's numbers: settings, data, engine code, processes, torch."""
+def fingerprint(config: Config, token_hashes: dict[str, str], ranks: parallel.Ranks) -> str:
+    """A name for all that decides the run's numbers: settings, data, engine code, processes, device, torch."""
     settings = tables(config)
     del settings["logging"]["log_interval"]
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
-    parts = [settings, token_hashes, code.hexdigest(), world_size, torch.__version__]
+    parts = [settings, token_hashes, code.hexdigest(), ranks.world_size, ranks.device.type, torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 

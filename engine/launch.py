@@ -1,21 +1,11 @@
-"""What a process does before torch is imported: tie its life to its parent's, and find its tokens."""
+"""What a process does before torch is imported: find its tokens, or make them."""
 
-import ctypes
 import os
-import signal
-import sys
+import time
 
 from engine.config import Config
 from engine.data.prepare import Tokens, open_tokens, prepare
 from engine.errors import ConfigError
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, so that a killed pipeline leaves no trainer behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def tokens_for(config: Config) -> Tokens:
@@ -34,8 +24,6 @@ def tokens_for(config: Config) -> Tokens:
 
 def _wait_for(directory, config: Config, seconds: float = 600) -> Tokens:
     """The other ranks wait for rank 0, which makes the directory appear whole."""
-    import time
-
     deadline = time.monotonic() + seconds
     while not directory.exists():
         if time.monotonic() > deadline:

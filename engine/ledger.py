@@ -6,6 +6,7 @@ decided here; tables show every line that does not.
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import compiling
@@ -39,6 +40,8 @@ def of_run(
     ranks,
     accumulation: int,
     targets_per_step: int,
+    sample_ids: list[int],
+    sdpa_calls: int | None,
     tokens,
     order,
     logits_dtype,
@@ -48,8 +51,9 @@ def of_run(
 ) -> Ledger:
     """The ledger of a run that has taken its measured step.
 
-    targets_per_step: counted on all ranks; logits_dtype: seen in that step; memory: its StepMemory;
-    first_device: the device of the first parameter.
+    targets_per_step: counted on all ranks; sample_ids: what all ranks trained on; sdpa_calls: counted in that
+    step, None for a compiled model; logits_dtype: seen in that step; memory: its StepMemory; first_device: the
+    device of the first parameter.
     """
     ledger = Ledger()
     t = config.training
@@ -85,14 +89,8 @@ def of_run(
         "dtype of the logits",
         agrees=logits_dtype == expected,
     )
-    backend = attention_backend(config, torch.device(first_device))
-    ledger.add(
-        "attention",
-        config.model.attention,
-        backend,
-        "operation dispatched for this run's shape and dtype",
-        agrees=(backend == "manual") == (config.model.attention == "manual"),
-    )
+    _add_samples(ledger, t.batch_size, sample_ids)
+    _add_attention(ledger, config, sdpa_calls, torch.device(first_device))
     _add_checkpointing(ledger, config, memory)
     _add_compile(ledger, config)
     _add_data(ledger, config, tokens, order)
@@ -108,6 +106,29 @@ def of_run(
         agrees=type(optimizer).__name__.lower() == config.optimizer.optimizer,
     )
     return ledger
+
+
+def _add_samples(ledger: Ledger, batch_size: int, sample_ids: list[int]) -> None:
+    distinct = len(set(sample_ids))
+    ledger.add(
+        "samples",
+        f"{batch_size} distinct",
+        f"{distinct} distinct",
+        f"ids of the samples of one step, from all ranks: {len(sample_ids)} in all",
+        agrees=distinct == len(sample_ids) == batch_size,
+    )
+
+
+def _add_attention(ledger: Ledger, config: Config, sdpa_calls: int | None, device: torch.device) -> None:
+    wanted = config.model.attention
+    if sdpa_calls is None:
+        used, how = wanted, "compiled, so its calls were not counted"
+    else:
+        used, how = "sdpa" if sdpa_calls else "manual", f"{sdpa_calls} SDPA calls counted in one step"
+    if used == "sdpa":
+        used = f"sdpa {sdpa_backend(config, device)}"
+        how += "; kernel dispatched for this run's shape and dtype"
+    ledger.add("attention", wanted, used, how, agrees=used.startswith(wanted))
 
 
 def _add_checkpointing(ledger: Ledger, config: Config, memory) -> None:
@@ -179,11 +200,22 @@ class _Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def attention_backend(config: Config, device: torch.device) -> str:
-    """The SDPA kernel that torch picks for this run: flash, cudnn, efficient or math; or `manual`."""
+class SdpaCalls(TorchFunctionMode):
+    """Counts calls of scaled_dot_product_attention while it is active; `count` is None if not `watching`."""
+
+    def __init__(self, *, watching: bool):
+        super().__init__()
+        self.count = 0 if watching else None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if self.count is not None and function is F.scaled_dot_product_attention:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def sdpa_backend(config: Config, device: torch.device) -> str:
+    """The SDPA kernel that torch picks for this run's shape and dtype: flash, cudnn, efficient or math."""
     m = config.model
-    if m.attention == "manual":
-        return "manual"
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     q = torch.zeros(1, m.heads, m.context, m.width // m.heads, dtype=dtype, device=device, requires_grad=True)
     # Dropout must not draw from the run's own random state: a resumed run looks this up once more.
@@ -191,5 +223,5 @@ def attention_backend(config: Config, device: torch.device) -> str:
         F.scaled_dot_product_attention(q, q, q, is_causal=True, dropout_p=m.dropout)
     for backend in ("flash", "cudnn", "efficient"):
         if any(f"_scaled_dot_product_{backend}_attention" in name for name in seen.names):
-            return f"sdpa {backend}"
-    return "sdpa math"
+            return backend
+    return "math"

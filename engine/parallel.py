@@ -116,6 +116,15 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The one-dimensional `tensor` of every rank, one after another; all have the same size."""
+    if not dist.is_initialized():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
 def wait_for_all() -> None:
     """A barrier."""
     if dist.is_initialized():

@@ -7,7 +7,7 @@ def lr_scale(step: int, *, schedule: str, warmup_steps: int, min_lr_fraction: fl
     """The factor on the peak learning rate at `step` (0-based) of `steps`.
 
     Warm-up is linear and reaches 1 at its last step; cosine and linear decay then reach `min_lr_fraction`
-    exactly at the last step.
+    exactly at the last step, where warm-up leaves them at least two steps.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

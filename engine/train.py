@@ -18,9 +18,8 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise ConfigError("usage: python -m engine.train FILE.toml")
     config = load(sys.argv[1])
-    from engine.launch import die_with_parent, tokens_for
+    from engine.launch import tokens_for
 
-    die_with_parent()
     tokens = tokens_for(config)
     from engine.trainer import run  # torch is imported from here on
 

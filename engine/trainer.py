@@ -91,17 +91,16 @@ class Trainer:
             ranks.device,
             compiled=config.compile.compile != "none",
         )
-        self.seconds = {"train_seconds": 0.0, "eval_seconds": 0.0, "checkpoint_seconds": 0.0}
+        self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.directory = config.directory
         hashes = {s: tokens.meta["splits"][s]["sha256_tokens"] for s in tokens.meta["splits"]}
-        name = checkpoint.fingerprint(config, hashes, ranks.world_size)
+        name = checkpoint.fingerprint(config, hashes, ranks)
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
 
     def train(self) -> None:
         """Run the steps that are left, then write what a complete run leaves."""
         first = self._open_run_directory()
         steps = self.config.training.steps
-        window = time.perf_counter()
         with Prefetcher(
             self.order,
             first_step=first,
@@ -119,14 +118,11 @@ class Trainer:
                 if self._due(step, self.config.logging.log_interval):
                     self._report(step)
                 if self._due(step, self.config.evaluation.eval_interval):
-                    window = self._pause("train_seconds", window)
-                    self._evaluate(step)
-                    window = self._pause("eval_seconds", window)
+                    with self._timed("eval_seconds"):
+                        self._evaluate(step)
                 if self._checkpoint_due(step):
-                    window = self._pause("train_seconds", window)
-                    self._save_checkpoint(step)
-                    window = self._pause("checkpoint_seconds", window)
-        self._pause("train_seconds", window)
+                    with self._timed("checkpoint_seconds"):
+                        self._save_checkpoint(step)
         self._finish()
 
     def _due(self, step: int, interval: int) -> bool:
@@ -137,13 +133,14 @@ class Trainer:
         interval = self.config.saving.checkpoint_interval
         return bool(interval) and (step + 1) % interval == 0 and step + 1 < self.config.training.steps
 
-    def _pause(self, what: str, since: float) -> float:
-        """Add the time since `since` to a window's total; return now."""
+    @contextlib.contextmanager
+    def _timed(self, what: str):
+        """Add the time inside to a total, apart from the steps' own."""
         if self.ranks.device.type == "cuda":
-            torch.cuda.synchronize(self.ranks.device)
-        now = time.perf_counter()
-        self.seconds[what] += now - since
-        return now
+            torch.cuda.synchronize(self.ranks.device)  # the steps before must not be counted here
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
 
     def _open_run_directory(self) -> int:
         """Make the directory anew, or as it was at the newest checkpoint; return the first step to take."""
@@ -179,17 +176,16 @@ class Trainer:
         inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
         targets = batch.targets.to(device, non_blocking=True).split(self.micro)
         micro_batches = list(zip(inputs, targets, strict=True))
-        take = self._measured_step if measure else self.step
-        measured = take(step, micro_batches)
+        measured = self._measured_step(batch, micro_batches) if measure else self.step(step, micro_batches)
         if self.ranks.is_first:
             self.recorder.add(step, measured, start, clock.now())
 
-    def _measured_step(self, step: int, micro_batches) -> dict:
+    def _measured_step(self, batch, micro_batches) -> dict:
         """The step whose memory is measured, and from which the ledger is written."""
-        seen = {}
-        with self.memory.measured(self.step, micro_batches):
-            measured = self.step(step, micro_batches)
-            seen["dtype"] = self.step.logits_dtype
+        eager = self.config.compile.compile == "none"
+        calls = ledger.SdpaCalls(watching=eager)
+        with self.memory.measured(self.step, micro_batches), calls if eager else contextlib.nullcontext():
+            measured = self.step(batch.step, micro_batches)
         book = ledger.of_run(
             self.config,
             ranks=self.ranks,
@@ -197,7 +193,9 @@ class Trainer:
             tokens=self.tokens,
             order=self.order,
             targets_per_step=int(measured["targets"].item()),
-            logits_dtype=seen["dtype"],
+            sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
+            sdpa_calls=calls.count,
+            logits_dtype=self.step.logits_dtype,
             optimizer=self.optimizer,
             memory=self.memory,
             first_device=str(next(self.model.parameters()).device),
@@ -276,6 +274,7 @@ class Trainer:
             "tokens_per_second": self._tokens_seen(0) / seconds,
             "peak_memory_gib": peak,
             "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
+            "train_seconds": sum(float(row["step_seconds"]) for row in rows),
             **self.seconds,
             "compile_seconds": compiling.proof().seconds,
         }

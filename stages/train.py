@@ -12,9 +12,10 @@ import sys
 
 from engine.config import load
 from engine.errors import ConfigError, command
-from engine.launch import die_with_parent
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stages import children
 
 
 def launch_command(path: str, processes: int) -> list[str]:
@@ -73,8 +74,7 @@ def main() -> None:
         raise ConfigError("usage: python -m stages.train FILE.toml")
     path = sys.argv[1]
     config = load(path)
-    die_with_parent()
-    with subprocess.Popen(
+    with children.start(
         launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
     ) as engine:
         try:

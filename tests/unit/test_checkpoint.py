@@ -13,6 +13,8 @@ from engine.config import resolve
 from engine.parallel import Ranks
 from engine.step import Step
 
+CPU = torch.device("cpu")
+ONE = Ranks(0, 1, CPU)
 PLAN = {
     "steps": 10,
     "checkpoint_interval": 3,
@@ -218,24 +220,25 @@ def test_the_fingerprint_knows_all_that_decides_the_numbers(monkeypatch, tmp_pat
     base = resolve({}, "test")
     data = {"train": "a", "validation": "b", "test": "c"}
     found = {
-        "base": fingerprint(base, data, 1),
-        "lr": fingerprint(resolve({"lr": 2e-3}, "test"), data, 1),
-        "data": fingerprint(base, {**data, "test": "d"}, 1),
-        "processes": fingerprint(base, data, 2),
+        "base": fingerprint(base, data, ONE),
+        "lr": fingerprint(resolve({"lr": 2e-3}, "test"), data, ONE),
+        "data": fingerprint(base, {**data, "test": "d"}, ONE),
+        "processes": fingerprint(base, data, Ranks(0, 2, CPU)),
+        "device": fingerprint(base, data, Ranks(0, 1, torch.device("cuda"))),
     }
     monkeypatch.setattr(torch, "__version__", "0.0")
-    found["torch"] = fingerprint(base, data, 1)
+    found["torch"] = fingerprint(base, data, ONE)
     monkeypatch.undo()
     engine = tmp_path / "engine"
     shutil.copytree(Path(checkpoint.__file__).parent, engine, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(checkpoint, "__file__", str(engine / "checkpoint.py"))
-    assert fingerprint(base, data, 1) == found["base"]
+    assert fingerprint(base, data, ONE) == found["base"]
     with (engine / "models" / "gpt.py").open("a") as file:
         file.write("# changed\n")
-    found["code"] = fingerprint(base, data, 1)
+    found["code"] = fingerprint(base, data, ONE)
     assert len(set(found.values())) == len(found)
-    assert fingerprint(resolve({"log_interval": 3, "beta1": 0.9}, "test"), data, 1) == (
-        fingerprint(base, data, 1)
+    assert fingerprint(resolve({"log_interval": 3, "beta1": 0.9}, "test"), data, ONE) == (
+        fingerprint(base, data, ONE)
     )
 
 

@@ -13,7 +13,8 @@ from engine_runs import ledger, read_json
 from engine import step, trainer
 from engine.data.batches import TrainOrder
 from engine.data.prepare import open_tokens
-from engine.ledger import attention_backend
+from engine.ledger import sdpa_backend
+from engine.models import gpt
 from engine.optimizers import OPTIMIZERS
 
 LINES = [
@@ -21,6 +22,7 @@ LINES = [
     "processes",
     "batch_size",
     "precision",
+    "samples",
     "attention",
     "activation_checkpointing",
     "compile",
@@ -97,7 +99,7 @@ def test_a_batch_of_another_size(lab, monkeypatch):
     monkeypatch.setattr(TrainOrder, "sample_ids", lambda self, number: half(self, number)[::2])
     monkeypatch.setattr(TrainOrder, "rank_slice", lambda self, number, rank, world: self.sample_ids(number))
     run = lab.train(batch_size=8)
-    assert disagreeing(run) == ["batch_size"] and ledger(run)["batch_size"]["in_effect"] == "4"
+    assert disagreeing(run) == ["batch_size", "samples"] and ledger(run)["batch_size"]["in_effect"] == "4"
 
 
 def test_a_precision_that_is_ignored(lab, monkeypatch):
@@ -135,6 +137,24 @@ def test_compiling_that_nobody_asked_for(lab, monkeypatch):
 
 def test_the_attention_kernel_is_looked_up_for_the_runs_own_shape(lab):
     cpu = torch.device("cpu")
-    assert attention_backend(lab.config(), cpu) == "sdpa flash"
-    assert attention_backend(lab.config(dropout=0.1), cpu) == "sdpa math"  # the CPU's kernel has no dropout
-    assert attention_backend(lab.config(attention="manual"), cpu) == "manual"
+    assert sdpa_backend(lab.config(), cpu) == "flash"
+    assert sdpa_backend(lab.config(dropout=0.1), cpu) == "math"  # the CPU's kernel has no dropout
+
+
+def test_attention_is_what_the_model_called(lab, monkeypatch):
+    assert ledger(lab.train())["attention"]["in_effect"] == "sdpa flash"
+    assert ledger(lab.train(attention="manual"))["attention"]["in_effect"] == "manual"
+    monkeypatch.setattr(
+        gpt.F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, is_causal, dropout_p: gpt.manual_attention(q, k, v, dropout_p),
+    )
+    run = lab.train()
+    assert disagreeing(run) == ["attention"] and ledger(run)["attention"]["in_effect"] == "manual"
+
+
+def test_a_sample_that_is_trained_on_twice(lab, monkeypatch):
+    whole = TrainOrder.sample_ids
+    monkeypatch.setattr(TrainOrder, "sample_ids", lambda self, number: whole(self, number)[:1].repeat(8))
+    run = lab.train(batch_size=8)
+    assert disagreeing(run) == ["samples"] and ledger(run)["samples"]["in_effect"] == "1 distinct"
