@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import Container, OmegaConf
 
 KEY = "_composed_"
-NOTE = "by DVC from conf/; hand edits are refused, see README"
+NOTE = "by DVC from conf/, see README"
 
 
 def stamp(values: dict) -> str:

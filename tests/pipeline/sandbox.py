@@ -48,8 +48,8 @@ class Sandbox:
 
     path: Path
 
-    def run(self, *command: str, status: int = 0) -> str:
-        """Run a command; return stdout and stderr together; fail the test on another exit status."""
+    def environment(self) -> dict[str, str]:
+        """The environment of a command run here: this Python first, checkpoints inside, no DVC statistics."""
         bin_directory = str(Path(sys.executable).parent)
         environment = {
             **os.environ,
@@ -61,10 +61,14 @@ class Sandbox:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         environment.pop("PYTHONPATH", None)
+        return environment
+
+    def run(self, *command: str, status: int = 0) -> str:
+        """Run a command; return stdout and stderr together; fail the test on another exit status."""
         done = subprocess.run(
             command,
             cwd=self.path,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,8 +3,12 @@
 The tests of this file share one repository and follow one another.
 """
 
+import contextlib
 import json
 import re
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from sandbox import ran
@@ -141,3 +145,41 @@ def test_plots_are_drawn_without_a_network(sandbox, first):
     page = (sandbox.path / "drawn/index.html").read_text()
     assert "vegaEmbed" in page and not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page)
     assert page.count('class="vis"') >= 4 or page.count("vegaEmbed(") >= 4
+
+
+def trainers(sandbox) -> list[int]:
+    """The process ids of the engine's processes that work in the sandbox."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            command = (process / "cmdline").read_bytes()
+            if b"engine.train" in command and (process / "cwd").resolve() == sandbox.path:
+                found.append(int(process.name))
+    return found
+
+
+def wait_until(condition, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux")
+def test_killing_dvc_ends_the_trainer_and_leaves_no_finished_looking_run(sandbox, first):
+    command = ["dvc", "exp", "run", "-S", "study=tiny", "-S", "steps=10000000"]
+    with subprocess.Popen(
+        command,
+        cwd=sandbox.path,
+        env=sandbox.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as dvc:
+        rows = sandbox.path / "results/tiny/base-1/steps.csv"
+        started = wait_until(lambda: trainers(sandbox) and rows.exists() and rows.stat().st_size > 1000)
+        dvc.kill()
+    assert started
+    assert wait_until(lambda: not trainers(sandbox), 20)
+    assert not (sandbox.path / "results/tiny/base-1/metrics.json").exists()
+    sandbox.run("git", "checkout", "params.yaml")
+    assert "train@base-1" not in ran(sandbox.experiment("study=tiny"))  # the finished one is in the cache
