@@ -4,6 +4,8 @@ Every line rests on something observed in this process, never on the request its
 decided here; tables show every line that does not.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import compiling
 from engine.config import Config
+from engine.parallel import Ranks
 
 
 class Ledger:
@@ -34,99 +37,96 @@ class Ledger:
         return {"entries": self.entries}
 
 
-def of_run(
-    config: Config,
-    *,
-    ranks,
-    accumulation: int,
-    targets_per_step: int,
-    sample_ids: list[int],
-    sdpa_calls: int | None,
-    tokens,
-    order,
-    logits_dtype,
-    optimizer,
-    memory,
-    first_device,
-) -> Ledger:
-    """The ledger of a run that has taken its measured step.
+@dataclass(frozen=True)
+class Observed:
+    """What the run's measured step showed."""
 
-    targets_per_step: counted on all ranks; sample_ids: what all ranks trained on; sdpa_calls: counted in that
-    step, None for a compiled model; logits_dtype: seen in that step; memory: its StepMemory; first_device: the
-    device of the first parameter.
-    """
+    ranks: Ranks
+    accumulation: int  # micro-batches of this rank
+    targets: int  # counted on all ranks
+    sample_ids: list[int]  # of all ranks
+    sdpa_calls: int | None  # None: compiled, so not counted
+    logits_dtype: torch.dtype
+    parameter_device: torch.device
+
+
+def of_run(config: Config, seen: Observed, *, tokens, order, optimizer, memory) -> Ledger:
+    """The ledger of a run that has taken its measured step; `memory` is that step's StepMemory."""
     ledger = Ledger()
-    t = config.training
-    wanted = config.run.device
-    ledger.add(
-        "device",
-        wanted,
-        first_device,
-        "device of the parameters",
-        agrees=wanted == "auto" or first_device.startswith(wanted),
-    )
-    ledger.add(
-        "processes",
-        config.parallel.processes or "as launched",
-        ranks.world_size,
-        "size of the process group",
-        agrees=config.parallel.processes in (0, ranks.world_size),
-    )
-    micro = t.batch_size // ranks.world_size // accumulation
-    ledger.add(
-        "batch_size",
-        t.batch_size,
-        f"{targets_per_step / config.model.context:g}",
-        f"targets counted on all ranks; micro-batch {micro} × accumulation {accumulation} × replicas "
-        f"{ranks.world_size}, {targets_per_step} tokens a step",
-        agrees=targets_per_step == t.batch_size * config.model.context,
-    )
-    expected = torch.bfloat16 if t.precision == "bf16" else torch.float32
-    ledger.add(
-        "precision",
-        t.precision,
-        str(logits_dtype).removeprefix("torch."),
-        "dtype of the logits",
-        agrees=logits_dtype == expected,
-    )
-    _add_samples(ledger, t.batch_size, sample_ids)
-    _add_attention(ledger, config, sdpa_calls, torch.device(first_device))
+    _add_launch(ledger, config, seen)
+    _add_batch(ledger, config, seen)
+    _add_precision(ledger, config.training.precision, seen.logits_dtype)
+    _add_attention(ledger, config, seen)
     _add_checkpointing(ledger, config, memory)
     _add_compile(ledger, config)
     _add_data(ledger, config, tokens, order)
+    _add_optimizer(ledger, config.optimizer.optimizer, optimizer)
+    return ledger
+
+
+def _add_launch(ledger: Ledger, config: Config, seen: Observed) -> None:
+    wanted, device = config.run.device, str(seen.parameter_device)
+    ledger.add(
+        "device",
+        wanted,
+        device,
+        "device of the parameters",
+        agrees=wanted in ("auto", seen.parameter_device.type),
+    )
+    processes, size = config.parallel.processes, seen.ranks.world_size
+    ledger.add(
+        "processes",
+        processes or "as launched",
+        size,
+        "size of the process group",
+        agrees=processes in (0, size),
+    )
+
+
+def _add_batch(ledger: Ledger, config: Config, seen: Observed) -> None:
+    size, context, world = config.training.batch_size, config.model.context, seen.ranks.world_size
+    micro = size // world // seen.accumulation
+    ledger.add(
+        "batch_size",
+        size,
+        f"{seen.targets / context:g}",
+        f"targets counted on all ranks; micro-batch {micro} × accumulation {seen.accumulation} × replicas "
+        f"{world}, {seen.targets} tokens a step",
+        agrees=seen.targets == size * context,
+    )
+    distinct, drawn = len(set(seen.sample_ids)), len(seen.sample_ids)
+    ledger.add(
+        "samples",
+        f"{size} distinct",
+        f"{distinct} distinct",
+        f"ids of the samples of one step, from all ranks: {drawn} in all",
+        agrees=distinct == drawn == size,
+    )
+
+
+def _add_precision(ledger: Ledger, wanted: str, dtype: torch.dtype) -> None:
+    expected = torch.bfloat16 if wanted == "bf16" else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    ledger.add("precision", wanted, name, "dtype of the logits", agrees=dtype == expected)
+
+
+def _add_optimizer(ledger: Ledger, wanted: str, optimizer: torch.optim.Optimizer) -> None:
     groups = [
         f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
         for g in optimizer.param_groups
     ]
-    ledger.add(
-        "optimizer",
-        config.optimizer.optimizer,
-        type(optimizer).__name__.lower(),
-        "; ".join(groups),
-        agrees=type(optimizer).__name__.lower() == config.optimizer.optimizer,
-    )
-    return ledger
+    used = type(optimizer).__name__.lower()
+    ledger.add("optimizer", wanted, used, "; ".join(groups), agrees=used == wanted)
 
 
-def _add_samples(ledger: Ledger, batch_size: int, sample_ids: list[int]) -> None:
-    distinct = len(set(sample_ids))
-    ledger.add(
-        "samples",
-        f"{batch_size} distinct",
-        f"{distinct} distinct",
-        f"ids of the samples of one step, from all ranks: {len(sample_ids)} in all",
-        agrees=distinct == len(sample_ids) == batch_size,
-    )
-
-
-def _add_attention(ledger: Ledger, config: Config, sdpa_calls: int | None, device: torch.device) -> None:
-    wanted = config.model.attention
+def _add_attention(ledger: Ledger, config: Config, seen: Observed) -> None:
+    wanted, sdpa_calls = config.model.attention, seen.sdpa_calls
     if sdpa_calls is None:
         used, how = wanted, "compiled, so its calls were not counted"
     else:
         used, how = "sdpa" if sdpa_calls else "manual", f"{sdpa_calls} SDPA calls counted in one step"
     if used == "sdpa":
-        used = f"sdpa {sdpa_backend(config, device)}"
+        used = f"sdpa {sdpa_backend(config, seen.parameter_device)}"
         how += "; kernel dispatched for this run's shape and dtype"
     ledger.add("attention", wanted, used, how, agrees=used.startswith(wanted))
 

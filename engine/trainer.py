@@ -186,19 +186,22 @@ class Trainer:
         calls = ledger.SdpaCalls(watching=eager)
         with self.memory.measured(self.step, micro_batches), calls if eager else contextlib.nullcontext():
             measured = self.step(batch.step, micro_batches)
-        book = ledger.of_run(
-            self.config,
+        seen = ledger.Observed(
             ranks=self.ranks,
             accumulation=len(micro_batches),
-            tokens=self.tokens,
-            order=self.order,
-            targets_per_step=int(measured["targets"].item()),
+            targets=int(measured["targets"].item()),
             sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
             sdpa_calls=calls.count,
             logits_dtype=self.step.logits_dtype,
+            parameter_device=next(self.model.parameters()).device,
+        )
+        book = ledger.of_run(
+            self.config,
+            seen,
+            tokens=self.tokens,
+            order=self.order,
             optimizer=self.optimizer,
             memory=self.memory,
-            first_device=str(next(self.model.parameters()).device),
         )
         if self.ranks.is_first:
             rundir.write_json(self.directory / "ledger.json", book.as_dict())
