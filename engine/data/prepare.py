@@ -98,24 +98,6 @@ def cut_at_line_end(text: str, max_bytes: int) -> str:
     return content[:end].decode("utf-8")
 
 
-def is_current(settings, directory: str | Path) -> bool:
-    """Whether `directory` holds exactly what `prepare` would write now, source text included.
-
-    Text that is accepted by checksum only cannot have changed, so it is not read again. Raises ConfigError
-    where the source is missing.
-    """
-    try:
-        tokens = open_tokens(directory, settings)
-    except ConfigError:
-        return False
-    if hasattr(importlib.import_module(DATASETS[settings.dataset]), "SHA256"):
-        return True
-    return all(
-        tokens.meta["splits"][split]["sha256_text"] == _sha256(text.encode("utf-8"))
-        for split, text in source_texts(settings).items()
-    )
-
-
 def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -> Tokens:
     """Open a token directory; with `settings`, only if made with them; with `verify`, check every byte.
 

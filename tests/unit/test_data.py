@@ -377,7 +377,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_looks_finished(text_setti
     with pytest.raises(ConfigError, match="no tokens in .*run the tokenize stage"):
         prepare.open_tokens(tmp_path / "tokens")
     prepare.prepare(text_settings, tmp_path / "tokens")
-    assert prepare.is_current(text_settings, tmp_path / "tokens")
+    assert prepare.open_tokens(tmp_path / "tokens", text_settings, verify=True)
 
 
 def test_a_directory_of_something_else_is_left_alone(text_settings, tmp_path):
@@ -392,15 +392,6 @@ def test_tokens_of_other_settings_are_refused_with_both_values(text_settings, tm
     other = settings(**vars(text_settings) | {"tokenizer": "chars", "max_train_bytes": 100})
     with pytest.raises(ConfigError, match="(?s)'bytes'.*'chars'.*max_train_bytes: .* 0, .* 100"):
         prepare.open_tokens(tmp_path / "tokens", other)
-    assert not prepare.is_current(other, tmp_path / "tokens")
-
-
-def test_changed_source_text_is_noticed(text_settings, tmp_path):
-    assert not prepare.is_current(text_settings, tmp_path / "tokens")
-    prepare.prepare(text_settings, tmp_path / "tokens")
-    assert prepare.is_current(text_settings, tmp_path / "tokens")
-    Path(text_settings.data_dir, "test.txt").write_text("an elk\n")
-    assert not prepare.is_current(text_settings, tmp_path / "tokens")
 
 
 def test_damaged_token_files_are_refused(text_settings, tmp_path):
