@@ -53,7 +53,7 @@ def curve(  # noqa: PLR0913
     """A line a run over steps, with a band from the lowest to the highest seed.
 
     Args:
-        frame: run, step, `column`, `column`_low, `column`_high, as `metrics.summary.curves` makes it.
+        frame: run, step, `column`, `column`_low, `column`_high, as `metrics.frames.curves` makes it.
         column: what to draw.
         title: the chart's title.
         axis: the y axis's label with its unit.
@@ -92,7 +92,7 @@ def intervals(frame: pl.DataFrame, title: str, axis: str, runs: Sequence[str]) -
     """A point and its 95 % interval a run. Not bars: their axis must start at zero, which hides differences.
 
     Args:
-        frame: run, value, low, high (null: no interval), as `metrics.summary.bars` makes it for one metric.
+        frame: run, value, low, high (null: no interval), as `metrics.frames.bars` makes it for one metric.
     """
     position = {"title": axis, "scale": alt.Scale(zero=False, padding=12), "axis": alt.Axis(tickCount=6)}
     base = _rows(frame, runs).encode(color=alt.Color("run:N", scale=_colours(runs), legend=None))

@@ -11,21 +11,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from metrics.frames import bars, curves
 from metrics.statistics import Ratio
-from metrics.summary import (
-    COSTS,
-    METRICS,
-    RunSummary,
-    Summary,
-    bars,
-    cost_sentence,
-    curves,
-    footnotes,
-    number,
-    p_value,
-    verdict_sentence,
-    with_interval,
-)
+from metrics.summary import COSTS, METRICS, RunSummary, Summary
+from metrics.words import cost_sentence, footnotes, number, p_value, verdict_sentence, with_interval
 
 from plots import charts
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from textwrap import wrap
 
-from metrics import rows, summary
+from metrics import frames, rows, summary, words
 from plots import report
 from rich import box
 from rich.console import Console
@@ -28,7 +28,7 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
         stale.unlink()
     for run in study.runs:
         text = json.dumps(
-            summary.dvc_metrics(run, study.results.study.metric),
+            frames.dvc_metrics(run, study.results.study.metric),
             indent=2,
             ensure_ascii=False,
             allow_nan=False,
@@ -36,15 +36,15 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
         (metrics / f"{run.run}.json").write_text(text + "\n", encoding="utf-8")
     results = study.results
     columns = ("train_loss", "lr", "grad_norm")
-    curves = summary.curves(results, results.steps, columns)
+    curves = frames.curves(results, results.steps, columns)
     curves.select("step", "tokens_seen", "run", *columns).write_csv(reports / "curves.csv")
     names = dict.fromkeys((results.study.metric, "tokens_per_second", "peak_memory_gib", "activation_mib"))
-    summary.bars(study, tuple(names)).write_csv(reports / "bars.csv")
+    frames.bars(study, tuple(names)).write_csv(reports / "bars.csv")
 
 
 def write_tables(reports: Path, study: summary.Summary) -> Path:
     """table.csv, table.md and report.html; returns the report's path."""
-    summary.table_frame(study).write_csv(reports / "table.csv")
+    frames.table_frame(study).write_csv(reports / "table.csv")
     (reports / "table.md").write_text(report.markdown(study), encoding="utf-8")
     page = reports / "report.html"
     page.write_text(report.html(study), encoding="utf-8")
@@ -68,7 +68,7 @@ def show(console: Console, study: summary.Summary) -> None:
         for line in cells:
             table.add_row(*line)
         console.print(table)
-    for note in summary.footnotes(study):
+    for note in words.footnotes(study):
         console.print(f"* {note}")
 
 

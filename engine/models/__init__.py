@@ -1,4 +1,7 @@
-"""MODELS: name → module. To add one: a file with `build(settings, vocabulary_size, norm_layers)`, and its line here."""
+"""MODELS: name → module.
+
+To add one: a file with `build(settings, vocabulary_size, norm_layers)`, and its line here.
+"""
 
 MODELS = {
     "gpt": "engine.models.gpt",

@@ -11,7 +11,7 @@ import pytest
 from dvc_render.vega import VegaRenderer
 from fake_results import write_run, write_study
 
-from metrics import rows, summary
+from metrics import rows, summary, words
 from plots import charts, offline, report, templates
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_report_stands_alone(study):
     assert not re.search(r"<(script|link|img|iframe)\b", page)
     assert len(page.encode()) < 2_000_000
     assert page.count("<svg") == 8
-    for sentence in (summary.verdict_sentence(study, run) for run in study.runs if run.comparison):
+    for sentence in (words.verdict_sentence(study, run) for run in study.runs if run.comparison):
         assert sentence in unescape(page)
 
 

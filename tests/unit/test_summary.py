@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from fake_results import RUNS, write_json, write_run, write_study
 
-from metrics import rows, summary
+from metrics import frames, rows, summary, words
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def test_means_verdicts_and_ratios(results):
     assert baseline.estimates["test_loss"].mean == pytest.approx(expected)
     assert baseline.estimates["step_milliseconds"].mean == pytest.approx(100, rel=0.02)
     assert checkpointing.ratios["activation_mib"].mean == pytest.approx(12.1 / 60.3)
-    assert "exactly the same test loss in all 3" in summary.verdict_sentence(study, checkpointing)
-    assert "activations kept 80% less" in summary.cost_sentence(study, checkpointing)
+    assert "exactly the same test loss in all 3" in words.verdict_sentence(study, checkpointing)
+    assert "activations kept 80% less" in words.cost_sentence(study, checkpointing)
 
 
 def test_unfinished_seeds_show_no_numbers(results):
@@ -45,8 +45,8 @@ def test_unfinished_seeds_show_no_numbers(results):
     sgd = _of(study, "sgd")
     assert set(sgd.estimates.values()) == {None}
     assert sgd.notes[2] == "seed 3: failed: out of memory"
-    assert summary.dvc_metrics(sgd, "test_loss") == {"seeds": 0, "verdict": "incomplete", "in_effect": "-"}
-    row = summary.table_frame(study).filter(pl.col("run") == "sgd")
+    assert frames.dvc_metrics(sgd, "test_loss") == {"seeds": 0, "verdict": "incomplete", "in_effect": "-"}
+    row = frames.table_frame(study).filter(pl.col("run") == "sgd")
     assert row.select(pl.selectors.float()).null_count().row(0) == (1,) * len(
         row.select(pl.selectors.float()).columns
     )
@@ -64,7 +64,7 @@ def test_one_seed_gives_no_verdict(tmp_path):
     study = summary.summarize(rows.read(write_study(tmp_path, seeds=(1,))))
     sgd = _of(study, "sgd")
     assert (sgd.comparison.verdict, sgd.status) == (None, "no verdict")
-    assert "sgd: no verdict: one seed gives no verdict" in summary.footnotes(study)
+    assert "sgd: no verdict: one seed gives no verdict" in words.footnotes(study)
     assert sgd.estimates["test_loss"].half_width is None
 
 
@@ -75,14 +75,14 @@ def test_ledger_differences_and_unequal_budgets_are_named(results):
     sgd = _of(summary.summarize(rows.read(results)), "sgd")
     assert sgd.ledger == ("compile: requested true, in effect false (seed 2)",)
     assert sgd.notes == ("seed 3: trained on 5 tokens, the baseline on 1,228,800",)
-    assert summary.dvc_metrics(sgd, "test_loss")["in_effect"] == sgd.ledger[0]
+    assert frames.dvc_metrics(sgd, "test_loss")["in_effect"] == sgd.ledger[0]
 
 
 def test_a_diverged_run_is_not_judged(results):
     write_run(results, "sgd", 2, test_loss=math.nan)
     sgd = _of(summary.summarize(rows.read(results)), "sgd")
     assert sgd.comparison.reason == "not finite in seed 2"
-    assert summary.dvc_metrics(sgd, "test_loss")["test_loss"] == "not finite"
+    assert frames.dvc_metrics(sgd, "test_loss")["test_loss"] == "not finite"
 
 
 def test_missing_baseline_leaves_no_verdict(results):
@@ -132,7 +132,7 @@ def test_unknown_metric(tmp_path):
 
 def test_curves_keep_measured_steps_only(results):
     read = rows.read(results)
-    curves = summary.curves(read, read.steps, ("train_loss",), points=50)
+    curves = frames.curves(read, read.steps, ("train_loss",), points=50)
     assert curves.group_by("run", maintain_order=True).len()["len"].to_list() == [50, 50, 50]
     assert curves["run"].unique(maintain_order=True).to_list() == list(RUNS)
     first = read.steps.filter((pl.col("run") == "sgd") & (pl.col("step") == 1))["train_loss"]
@@ -147,7 +147,7 @@ def test_curves_keep_measured_steps_only(results):
     [(None, "–"), (2.34567, "2.346"), (41234.5, "41,234"), (0.0, "0"), (math.inf, "∞"), (3e-9, "3.000e-09")],
 )
 def test_numbers_as_words(value, text):
-    assert summary.number(value) == text
+    assert words.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_numbers_as_words(value, text):
     ],
 )
 def test_intervals_as_words(estimate, text):
-    assert summary.with_interval(summary.Estimate(*estimate), signed=True) == text
+    assert words.with_interval(summary.Estimate(*estimate), signed=True) == text

@@ -1,0 +1,109 @@
+"""A summary as frames and flat dictionaries: what tables, charts and DVC read. Must not write files."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import polars as pl
+
+from metrics.rows import Results
+from metrics.summary import COSTS, METRICS, RunSummary, Summary
+
+# The columns of `dvc metrics show` besides the study's own metric, and their decimals: few and short enough
+# to be read side by side. Step time says the same as tokens/s, and validation loss and bits per byte nearly
+# the same as test loss; the report has them all.
+DVC_DECIMALS = {
+    "test_loss": 4,
+    "test_perplexity": 3,
+    "tokens_per_second": 0,
+    "peak_memory_gib": 3,
+    "activation_mib": 2,
+}
+
+
+def dvc_metrics(run: RunSummary, metric: str) -> dict[str, Any]:
+    """The flat dictionary of one run for DVC: means over seeds, the verdict, and whether all took effect.
+
+    `metric` is the study's, which is among them whatever it is.
+    """
+    row: dict[str, Any] = {}
+    for name, decimals in ({metric: 4} | DVC_DECIMALS).items():
+        estimate = run.estimates[name]
+        if estimate is not None:  # JSON has no infinity: words
+            finite = math.isfinite(estimate.mean)
+            row[name] = round(estimate.mean, decimals or None) if finite else "not finite"
+    in_effect = "; ".join(run.ledger) or "as requested"
+    return {
+        **row,
+        "seeds": len(run.complete_seeds),
+        "verdict": run.status,
+        "in_effect": in_effect if run.complete_seeds else "-",
+    }
+
+
+def table_frame(summary: Summary) -> pl.DataFrame:
+    """One row a run, unrounded: mean, half-width and (for costs) ratio of every metric; the comparison."""
+    rows = []
+    for run in summary.runs:
+        row: dict[str, Any] = {"run": run.run, "seeds": len(run.complete_seeds), "verdict": run.status}
+        comparison = run.comparison
+        estimate = comparison.estimate if comparison else None
+        row |= {
+            "difference": estimate and estimate.mean,
+            "difference_half_width": estimate and estimate.half_width,
+            "p": comparison and comparison.p,
+            "p_holm": comparison and comparison.p_holm,
+            "smallest_detectable": comparison and comparison.smallest_detectable,
+        }
+        for name in METRICS:
+            one, ratio = run.estimates[name], run.ratios.get(name)
+            row |= {name: one and one.mean, f"{name}_half_width": one and one.half_width}
+            if name in COSTS:
+                row |= {
+                    f"{name}_ratio": ratio and ratio.mean,
+                    f"{name}_ratio_low": ratio and ratio.low,
+                    f"{name}_ratio_high": ratio and ratio.high,
+                }
+        rows.append(row | {"not_as_requested": "; ".join(run.ledger), "notes": "; ".join(run.notes)})
+    words = {"run", "verdict", "not_as_requested", "notes"}
+    types = {name: pl.String if name in words else pl.Float64 for name in rows[0]} | {"seeds": pl.Int64}
+    return pl.DataFrame(rows, schema=types)
+
+
+def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
+    """Columns run, metric (label and unit), value, low, high (95 % interval; null for one seed)."""
+    rows = []
+    for name in names:
+        for run in summary.complete:
+            estimate = run.estimates[name]
+            if estimate is not None and math.isfinite(estimate.mean):
+                half = estimate.half_width
+                low, high = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
+                rows.append((run.run, METRICS[name].axis, estimate.mean, low, high))
+    types = {"run": pl.String, "metric": pl.String} | dict.fromkeys(("value", "low", "high"), pl.Float64)
+    return pl.DataFrame(rows, schema=types, orient="row")
+
+
+def curves(
+    results: Results, frame: pl.DataFrame, columns: tuple[str, ...], points: int = 200
+) -> pl.DataFrame:
+    """Mean, lowest and highest seed of `columns` at each step, thinned to `points` even steps a run.
+
+    Thinned by leaving steps out, never by averaging neighbours: what is drawn was measured. A step counts
+    only when every complete seed of the run has it. Columns: run, step, tokens_seen, then c, c_low, c_high.
+    """
+    parts = []
+    for run in results.study.runs:
+        rows = frame.filter(pl.col("run") == run)
+        means = [pl.col(c).mean() for c in columns]
+        lows = [pl.col(c).min().alias(f"{c}_low") for c in columns]
+        highs = [pl.col(c).max().alias(f"{c}_high") for c in columns]
+        count, tokens = pl.len().alias("seeds"), pl.col("tokens_seen").first()
+        mean = rows.group_by("step").agg(count, tokens, *means, *lows, *highs).sort("step")
+        mean = mean.filter(pl.col("seeds") == rows["seed"].n_unique()).drop("seeds")
+        last = mean.height - 1
+        if mean.height > points:
+            mean = mean[[round(i * last / (points - 1)) for i in range(points)]]
+        parts.append(mean.select(pl.lit(run).alias("run"), pl.all()))
+    return pl.concat(parts)

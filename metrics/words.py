@@ -1,0 +1,103 @@
+"""Every sentence and every number that a table or report says about a result, made from its summary.
+
+Must not compute a result: that is in `metrics.summary` and `metrics.statistics`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from metrics.statistics import Estimate
+from metrics.summary import METRICS, RunSummary, Summary
+
+SMALL = 1e-6  # below it a table writes an exponent
+WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a table: `digits` significant digits, whole when large, a dash when not measured."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+    if value and abs(value) < SMALL:
+        return f"{value:.{digits - 1}e}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def with_interval(estimate: Estimate | None, signed: bool = False) -> str:
+    """`mean ± half-width`, both with as many decimals as two digits of the half-width need."""
+    if estimate is None:
+        return "–"
+    sign = "+" if signed and estimate.mean > 0 else ""
+    if estimate.half_width is None:
+        return sign + number(estimate.mean)
+    if estimate.half_width < SMALL:  # exactly 0, or rounding noise of the sums
+        return f"{sign}{number(estimate.mean)} ± {number(estimate.half_width, 1)}"
+    decimals = max(1 - math.floor(math.log10(estimate.half_width)), 0)
+    return f"{sign}{estimate.mean:,.{decimals}f} ± {estimate.half_width:,.{decimals}f}"
+
+
+def p_value(p: float | None) -> str:
+    """`0.0123`, `< 0.0001`, `1`, or a dash."""
+    if p is None:
+        return "–"
+    if p == 1:
+        return "1"
+    return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"  # noqa: PLR2004
+
+
+def verdict_sentence(summary: Summary, run: RunSummary) -> str:
+    """What can be said about one run against the baseline on the study's metric, in a sentence."""
+    study, comparison = summary.results.study, run.comparison
+    label = summary.metric.label
+    if not run.complete_seeds:
+        return f"{run.run} has no result ({'; '.join(run.notes)})."
+    if comparison is None:
+        return f"{run.run} is the baseline."
+    if comparison.verdict is None:
+        return f"{run.run} against {study.baseline} on {label}: {comparison.reason}."
+    pairs = f"{len(comparison.seeds)} paired seeds"
+    if comparison.verdict == "identical":
+        return f"{run.run} and {study.baseline} have exactly the same {label} in all {pairs}."
+    difference = f"{with_interval(comparison.estimate, signed=True)} {summary.metric.unit}".strip()
+    evidence = f"{difference}, {pairs}, p {_equals(p_value(comparison.p_holm))}"
+    if comparison.verdict == "inconclusive":
+        smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+        return (
+            f"{run.run} against {study.baseline} on {label} is inconclusive ({evidence}): "
+            f"these seeds could have shown a difference of {smallest}."
+        )
+    return f"{run.run} is {comparison.verdict} than {study.baseline} on {label} ({evidence})."
+
+
+def _equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
+
+
+def cost_sentence(summary: Summary, run: RunSummary) -> str:
+    """Memory and step time against the baseline, where the interval of the ratio excludes 1 and it matters."""
+    parts = []
+    for name in ("step_milliseconds", "peak_memory_gib", "activation_mib"):
+        ratio = run.ratios[name]
+        if run.comparison is None or ratio is None or ratio.low is None or ratio.high is None:
+            continue
+        if (ratio.low > 1 or ratio.high < 1) and abs(ratio.mean - 1) >= WORTH_SAYING:
+            change = f"{abs(ratio.mean - 1):.0%} {'more' if ratio.mean > 1 else 'less'}"
+            parts.append(f"{METRICS[name].label} {change}")
+    return f"{run.run} costs, against {summary.results.study.baseline}: {', '.join(parts)}." if parts else ""
+
+
+def footnotes(summary: Summary) -> list[str]:
+    """Ledger differences, seeds without a result, the smallest difference these seeds could have shown."""
+    notes = [f"{run.run}: not as requested: {words}" for run in summary.runs for words in run.ledger]
+    notes += [f"{run.run}: {words}" for run in summary.runs for words in run.notes]
+    judged = [(run.run, run.comparison) for run in summary.complete if run.comparison]
+    notes += [f"{run}: no verdict: {comparison.reason}" for run, comparison in judged if comparison.reason]
+    for run, comparison in judged:
+        if comparison.smallest_detectable:  # 0 when every difference is the same
+            smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+            seeds = len(comparison.seeds)
+            notes.append(f"{run}: {seeds} seeds could have shown (80 % power) a difference of {smallest}")
+    return notes
