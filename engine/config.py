@@ -258,9 +258,12 @@ def is_effective(name: str, values: Mapping) -> bool:
     )
 
 
-def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> list[str]:
-    """Settings that differ from their default and would do nothing; none that hangs on an `unknown` value."""
-    problems = []
+def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str, str]:
+    """Settings that differ from their default and would do nothing, each with its message.
+
+    None that hangs on an `unknown` value.
+    """
+    problems = {}
     for name, value in values.items():
         s = SETTINGS[name]
         if s.only_if.keys() & set(unknown):
@@ -268,7 +271,7 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> list[str]
         if s.typed(value) != s.default and not is_effective(name, values):
             needed = " and ".join(f"{k} = {' or '.join(v)}" for k, v in s.only_if.items())
             actual = ", ".join(f"{k} = {values.get(k, SETTINGS[k].default)}" for k in s.only_if)
-            problems.append(f"{name} = {value!r}: would do nothing with {actual}; it needs {needed}")
+            problems[name] = f"{name} = {value!r}: would do nothing with {actual}; it needs {needed}"
     return problems
 
 
@@ -344,7 +347,7 @@ def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config
     problems = [
         *problems,
         *value_problems(values),
-        *effect_problems(known, unknown),
+        *effect_problems(known, unknown).values(),
         *_rule_problems(config, unknown),
     ]
     if problems:

@@ -78,7 +78,7 @@ def main() -> None:
             str(arguments.directory),
         )
     config = load(arguments.directory / "config.toml")
-    tokens = open_tokens(config.tokens_directory)
+    tokens = open_tokens(config.tokens_directory, config.data)
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
     model = final_model(arguments.directory, config, tokens.meta["vocabulary_size"]).to(ranks.device)
     loss, count = mean_loss(model, getattr(tokens, arguments.split), config, ranks)

@@ -11,8 +11,8 @@ from engine.errors import ConfigError
 def tokens_for(config: Config) -> Tokens:
     """Open the run's token files; a run started by hand, without the tokenize stage, makes them first.
 
-    Raises ConfigError for missing data, for tokens made with other settings, and where several processes would
-    have to make them.
+    Of several processes, the first on a machine makes them and the others wait. Raises ConfigError for missing
+    data and for tokens made with other settings.
     """
     directory = config.tokens_directory
     if not directory.exists():

@@ -201,14 +201,18 @@ class _Operations(TorchDispatchMode):
 
 
 class SdpaCalls(TorchFunctionMode):
-    """Counts calls of scaled_dot_product_attention while it is active; `count` is None if not `watching`."""
+    """Counts calls of scaled_dot_product_attention while it is active; `count` is None if it never was."""
 
-    def __init__(self, *, watching: bool):
+    def __init__(self):
         super().__init__()
-        self.count = 0 if watching else None
+        self.count: int | None = None
+
+    def __enter__(self):
+        self.count = 0
+        return super().__enter__()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if self.count is not None and function is F.scaled_dot_product_attention:
+        if function is F.scaled_dot_product_attention:
             self.count += 1
         return function(*args, **(kwargs or {}))
 

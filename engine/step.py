@@ -27,7 +27,7 @@ class Step:
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
-        self.loss_factor = parallel.loss_factor(data_parallel, ranks) if ranks.world_size > 1 else 1.0
+        self.loss_factor = parallel.loss_factor(data_parallel, ranks)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
         self.logits_dtype: torch.dtype | None = None

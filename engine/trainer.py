@@ -182,9 +182,9 @@ class Trainer:
 
     def _measured_step(self, batch, micro_batches) -> dict:
         """The step whose memory is measured, and from which the ledger is written."""
-        eager = self.config.compile.compile == "none"
-        calls = ledger.SdpaCalls(watching=eager)
-        with self.memory.measured(self.step, micro_batches), calls if eager else contextlib.nullcontext():
+        calls = ledger.SdpaCalls()
+        watched = calls if self.config.compile.compile == "none" else contextlib.nullcontext()
+        with self.memory.measured(self.step, micro_batches), watched:
             measured = self.step(batch.step, micro_batches)
         seen = ledger.Observed(
             ranks=self.ranks,

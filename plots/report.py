@@ -15,7 +15,6 @@ from metrics.frames import bars, curves
 from metrics.statistics import Ratio
 from metrics.summary import COSTS, METRICS, RunSummary, Summary
 from metrics.words import cost_sentence, footnotes, number, p_value, verdict_sentence, with_interval
-
 from plots import charts
 
 TEMPLATE = Path(__file__).with_name("report.html")

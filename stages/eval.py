@@ -6,7 +6,6 @@ python -m stages.eval results/<study>/<run>-<seed> OUTPUT.json
 import sys
 
 from engine.errors import ConfigError, command
-
 from stages import children
 
 

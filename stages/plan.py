@@ -11,11 +11,12 @@ import json
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 PARAMS, DEFAULTS = Path("params.yaml"), Path("conf/defaults.yaml")
 STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "seeds": list, "runs": dict}
@@ -84,7 +85,7 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     for name, own in study["runs"].items():
         merged = {**base, **own}
         # What the run says itself must have an effect; what it inherits need not, and is left out if it has none.
-        problems += [f"runs.{name}.{p}" for p in effect_problems(merged) if p.split(" ", 1)[0] in own]
+        problems += [f"runs.{name}.{p}" for key, p in effect_problems(merged).items() if key in own]
         effective = {k: v for k, v in merged.items() if is_effective(k, merged)}
         for seed in study["seeds"]:
             try:
@@ -101,7 +102,7 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
 
 def _unused_everywhere(base: dict, runs: dict) -> list[str]:
     """Study-wide settings that differ from their default and would do nothing in any run."""
-    every = [{p.split(" ", 1)[0]: p for p in effect_problems({**base, **own})} for own in runs.values()]
+    every = [effect_problems({**base, **own}) for own in runs.values()]
     return [every[0][key] for key in every[0] if key in base and all(key in problems for problems in every)]
 
 

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from textwrap import wrap
 
-from metrics import frames, rows, summary, words
-from plots import report
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from metrics import frames, rows, summary, words
+from plots import report
 
 WIDTH = 110  # characters, where there is no terminal to ask
 

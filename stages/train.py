@@ -10,11 +10,11 @@ import json
 import subprocess
 import sys
 
-from engine.config import load
-from engine.errors import ConfigError, command
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine.config import load
+from engine.errors import ConfigError, command
 from stages import children
 
 

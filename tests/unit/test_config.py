@@ -180,7 +180,7 @@ def test_a_setting_at_its_default_may_stand_anywhere():
     assert resolve({"momentum": 0.9, "optimizer": "adamw", "checkpoint_every": 2}, "here") == resolve(
         {}, "here"
     )
-    assert effect_problems({"optimizer": "sgd", "momentum": 0.5}) == []
+    assert effect_problems({"optimizer": "sgd", "momentum": 0.5}) == {}
     assert is_effective("momentum", {"optimizer": "sgd"}) and not is_effective("momentum", {})
 
 
