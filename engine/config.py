@@ -63,7 +63,54 @@ class Model:
     width: int = setting(128, "model width", unit="features", at_least=1)
     context: int = setting(128, "sequence length", unit="tokens", at_least=1)
     norm_placement: str = setting("pre", "layer norm before or after each sublayer", choices=("pre", "post"))
-    attention: str = setting("sdpa", "attention implementation", choices=("sdpa", "manual"))
+    attention: str = setting(
+        "sdpa",
+        "attention implementation: torch's choice of kernel, one of its kernels, or written out",
+        choices=("sdpa", "flash", "cudnn", "efficient", "math", "manual"),
+    )
+    attention_form: str = setting(
+        "multi_head", "multi-head attention, or latent attention (MLA)", choices=("multi_head", "latent")
+    )
+    latent_width: int = setting(
+        128,
+        "width of the latent keys and values, shared by the heads",
+        unit="features",
+        at_least=1,
+        only_if={"attention_form": ("latent",)},
+    )
+    reciprocal_alpha: float = setting(
+        0.0, "weight of the reciprocal term; 0: none", only_if={"attention_form": ("latent",)}
+    )
+    reciprocal_window: int = setting(
+        64,
+        "how far back the reciprocal term reaches",
+        unit="tokens",
+        at_least=0,
+        only_if={"attention_form": ("latent",)},
+    )
+    activation: str = setting(
+        "gelu",
+        "non-linearity of the MLP; gated ones (swiglu, geglu) are 8/3 wide, so that the parameters stay equal",
+        choices=("gelu", "gelu_tanh", "relu", "swiglu", "geglu"),
+    )
+    positions: str = setting(
+        "learned", "how a token's position is known", choices=("learned", "sinusoidal", "rotary")
+    )
+    residual_precision: str = setting(
+        "fp32",
+        "precision of the residual stream under precision = bf16",
+        choices=("fp32", "bf16"),
+        only_if={"precision": ("bf16",)},
+    )
+    pad_vocabulary_to: int = setting(
+        1,
+        "embedding rows are padded to a multiple of this, for speed; padding is never predicted",
+        unit="rows",
+        at_least=1,
+    )
+    init_from: str = setting(
+        "", "directory of a finished run, or of a GPT-2 in Hugging Face format, to start from; empty: seeded"
+    )
     tie_embeddings: bool = setting(True, "output head shares the token embedding's weight")
     bias: bool = setting(True, "biases in linear layers and layer norms")
     dropout: float = setting(0.0, "dropout probability", at_least=0, below=1)
@@ -75,16 +122,36 @@ class Optimizer:
     lr: float = setting(1e-3, "peak learning rate", above=0)
     weight_decay: float = setting(0.1, "weight decay of matrices and embeddings", at_least=0)
     beta1: float = setting(
-        0.9, "decay of the first moment", at_least=0, below=1, only_if={"optimizer": ("adamw", "adam")}
+        0.9,
+        "decay of the first moment",
+        at_least=0,
+        below=1,
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
     )
     beta2: float = setting(
-        0.95, "decay of the second moment", at_least=0, below=1, only_if={"optimizer": ("adamw", "adam")}
+        0.95,
+        "decay of the second moment",
+        at_least=0,
+        below=1,
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
     )
     epsilon: float = setting(
-        1e-8, "added to the root of the second moment", above=0, only_if={"optimizer": ("adamw", "adam")}
+        1e-8,
+        "added to the root of the second moment",
+        above=0,
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1, only_if={"optimizer": ("sgd",)})
     nesterov: bool = setting(False, "Nesterov momentum", only_if={"optimizer": ("sgd",)})
+    optimizer_fallback: str = setting(
+        "none",
+        "what to use, on record, where the library of the optimizer is missing; none: an error",
+        choices=("none", "adamw"),
+        only_if={"optimizer": ("adamw8bit",)},
+    )
+    optimizer_offload: bool = setting(
+        False, "keep the optimizer's state in host memory between steps (saves GPU memory, costs time)"
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +181,24 @@ class Training:
     clip_norm: float = setting(
         1.0, "gradients are scaled down to this global norm; 0: no clipping", at_least=0
     )
-    precision: str = setting("fp32", "fp32, or bf16 autocast over fp32 weights", choices=("fp32", "bf16"))
+    precision: str = setting(
+        "fp32", "fp32, or bf16 or fp16 autocast over fp32 weights", choices=("fp32", "bf16", "fp16")
+    )
+    loss_scale: float = setting(
+        65536.0, "first loss scale of fp16", above=0, only_if={"precision": ("fp16",)}
+    )
+    float8: bool = setting(
+        False, "linear layers of the blocks multiply in float8 (torchao)", only_if={"precision": ("bf16",)}
+    )
+    loss_kernel: str = setting(
+        "full",
+        "full: logits and their gradient whole; fused: the gradient overwrites the logits; chunked: fused, and "
+        "only a chunk of the logits exists at a time",
+        choices=("full", "fused", "chunked"),
+    )
+    loss_chunk_tokens: int = setting(
+        4096, "tokens of one chunk", unit="tokens", at_least=1, only_if={"loss_kernel": ("chunked",)}
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +207,20 @@ class Parallel:
         0, "processes of the run; 0: as many as were launched (the pipeline starts 1)", at_least=0
     )
     data_parallel: str = setting(
-        "ddp", "how several processes share a run: replicas or FSDP2 shards", choices=("ddp", "fsdp")
+        "ddp",
+        "how several processes share a run: replicas, FSDP2 shards, or replicas of groups of shards (hsdp)",
+        choices=("ddp", "fsdp", "hsdp"),
+    )
+    shard_size: int = setting(
+        2, "processes of one group of shards", at_least=2, only_if={"data_parallel": ("hsdp",)}
+    )
+    reshard_after_forward: bool = setting(
+        True,
+        "free gathered weights between forward and backward (less memory, more communication)",
+        only_if={"data_parallel": ("fsdp", "hsdp")},
+    )
+    tensor_parallel: int = setting(
+        1, "processes that split every matrix product between them, and the loss", at_least=1
     )
 
 
@@ -131,11 +228,28 @@ class Parallel:
 class Memory:
     activation_checkpointing: str = setting(
         "none",
-        "which activations are recomputed: none, all, cheap operations only, or every n-th layer",
-        choices=("none", "full", "selective", "every_n"),
+        "which activations are recomputed: none, all, cheap operations only, every n-th layer, or as many as a "
+        "memory budget asks",
+        choices=("none", "full", "selective", "every_n", "budget"),
     )
     checkpoint_every: int = setting(
         2, "n of every_n", unit="layers", at_least=1, only_if={"activation_checkpointing": ("every_n",)}
+    )
+    memory_budget: float = setting(
+        0.5,
+        "share of a compiled block's activations that may be kept",
+        at_least=0,
+        at_most=1,
+        only_if={"activation_checkpointing": ("budget",)},
+    )
+    on_out_of_memory: str = setting(
+        "stop",
+        "stop, or retry with less, on record: chunked loss, then full checkpointing, then half the micro-batch, "
+        "then no compile",
+        choices=("stop", "ladder"),
+    )
+    memory_limit_gib: float = setting(
+        0.0, "device memory this run may use; 0: all there is", unit="GiB", at_least=0
     )
 
 
@@ -145,6 +259,40 @@ class Compile:
         "none",
         "torch.compile of nothing, of each block, or of the whole model",
         choices=("none", "blocks", "model"),
+    )
+    compile_mode: str = setting(
+        "default",
+        "what the compiler tries",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        only_if={"compile": ("blocks", "model")},
+    )
+    compile_fullgraph: bool = setting(
+        True, "a graph break is an error", only_if={"compile": ("blocks", "model")}
+    )
+    compile_dynamic: bool = setting(
+        False, "compile for any batch shape", only_if={"compile": ("blocks", "model")}
+    )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    tf32: bool = setting(False, "fp32 matrix products on a GPU may round their inputs to TF32")
+    allocator: str = setting(
+        "default",
+        "CUDA's memory allocator; expandable segments waste less",
+        choices=("default", "expandable_segments"),
+    )
+    gc_interval: int = setting(
+        100,
+        "steps between collections of Python's garbage, so that none falls into a step; 0: Python's own times",
+        unit="steps",
+        at_least=0,
+    )
+    cpu_threads: int = setting(0, "threads of CPU operations; 0: torch's choice", at_least=0)
+    cpu_affinity: bool = setting(False, "bind each process of a machine to its own share of the CPU's cores")
+    prefetch: int = setting(2, "batches prepared ahead", unit="batches", at_least=1)
+    profile_steps: int = setting(
+        0, "steps to trace and split into data, forward, backward, optimizer, communication", at_least=0
     )
 
 
@@ -196,6 +344,7 @@ class Config:
     parallel: Parallel
     memory: Memory
     compile: Compile
+    runtime: Runtime
     evaluation: Evaluation
     saving: Saving
     logging: Logging

@@ -16,25 +16,28 @@ from engine.config import Config
 from engine.parallel import Ranks
 
 
+@dataclass(frozen=True)
+class Line:
+    """One fact of a run. A module that owns a technique observes it and returns its lines."""
+
+    what: str
+    requested: str
+    in_effect: str
+    how: str  # how `in_effect` was established
+    agrees: bool
+
+
 class Ledger:
     """Lines of {what, requested, in_effect, how, agrees}."""
 
     def __init__(self):
-        self.entries: list[dict] = []
+        self.lines: list[Line] = []
 
     def add(self, what: str, requested, in_effect, how: str, *, agrees: bool) -> None:
-        self.entries.append(
-            {
-                "what": what,
-                "requested": str(requested),
-                "in_effect": str(in_effect),
-                "how": how,
-                "agrees": bool(agrees),
-            }
-        )
+        self.lines.append(Line(what, str(requested), str(in_effect), how, bool(agrees)))
 
     def as_dict(self) -> dict:
-        return {"entries": self.entries}
+        return {"entries": [vars(line) for line in self.lines]}
 
 
 @dataclass(frozen=True)

@@ -3,5 +3,6 @@
 OPTIMIZERS = {
     "adamw": "engine.optimizers.adamw",
     "adam": "engine.optimizers.adam",
+    "adamw8bit": "engine.optimizers.adamw8bit",
     "sgd": "engine.optimizers.sgd",
 }
