@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test check report clean
+.PHONY: help setup quickstart test check bench report clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: $(READY)  ## run all tests (under 15 minutes on 2 cores)
 check: $(READY)  ## style, import rules and the fast tests
 	ruff check .
 	python -m pytest -m 'not slow'
+
+bench: $(READY)  ## measure the engine beside its peers (NANOGPT=PATH of a checkout, SIZE=cpu or gpu)
+	python -m benchmarks.speed --size $(or $(SIZE),cpu) $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 report: $(READY)  ## make the tables and reports of the current study again from its rows
 	dvc repro --force --single-item summarize

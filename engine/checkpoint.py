@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,8 +52,8 @@ class Checkpoints:
     def __init__(self, name: str, ranks: parallel.Ranks):
         self.directory, self.ranks = root() / name, ranks
 
-    def save(self, step: int, model, optimizer, run_directory: Path) -> None:
-        """Write the state after `step` steps."""
+    def save(self, step: int, model, optimizer, run_directory: Path, extra: Mapping) -> None:
+        """Write the state after `step` steps; `extra`: more objects with a state_dict, by name."""
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
@@ -69,7 +70,8 @@ class Checkpoints:
                 checkpoint_id=partial,
                 no_dist=self.ranks.world_size == 1,
             )
-        torch.save(_random_states(self.ranks.device), partial / f"random-{self.ranks.rank}.pt")
+        own = _random_states(self.ranks.device) | {name: e.state_dict() for name, e in extra.items()}
+        torch.save(own, partial / f"rank-{self.ranks.rank}.pt")
         parallel.wait_for_all()
         if self.ranks.is_first:
             for name in ROWS:
@@ -83,7 +85,7 @@ class Checkpoints:
                 shutil.rmtree(old)
         parallel.wait_for_all()
 
-    def restore(self, model, optimizer, run_directory: Path) -> int:
+    def restore(self, model, optimizer, run_directory: Path, extra: Mapping) -> int:
         """Load the newest whole checkpoint and its rows; return the steps already done (0: none).
 
         A damaged checkpoint is skipped, and named in the run's events.
@@ -92,7 +94,7 @@ class Checkpoints:
         for path in sorted(self.directory.glob("step-????????"), reverse=True):
             problem = _damage(path)
             if problem is None:
-                step = self._load(path, model, optimizer, run_directory)
+                step = self._load(path, model, optimizer, run_directory, extra)
                 break
             damage.append({"checkpoint": path.name, "problem": problem})
         if self.ranks.is_first:  # only now: the checkpoint brought its own events.jsonl
@@ -102,7 +104,7 @@ class Checkpoints:
                 append_event(run_directory, "resumed", step=step)
         return step
 
-    def _load(self, path: Path, model, optimizer, run_directory: Path) -> int:
+    def _load(self, path: Path, model, optimizer, run_directory: Path, extra: Mapping) -> int:
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -113,7 +115,10 @@ class Checkpoints:
         set_state_dict(
             model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"]
         )
-        _restore_random(torch.load(path / f"random-{self.ranks.rank}.pt", weights_only=True))
+        own = torch.load(path / f"rank-{self.ranks.rank}.pt", weights_only=True, map_location="cpu")
+        _restore_random(own)
+        for name, e in extra.items():
+            e.load_state_dict(own[name])
         step = json.loads((path / "manifest.json").read_text())["step"]
         if self.ranks.is_first:
             for name in ROWS:

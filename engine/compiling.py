@@ -6,6 +6,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
+from engine.config import Compile
+from engine.ledger import Line
+
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -22,12 +27,13 @@ class Proof:
         )
 
 
-def apply(model: nn.Module, mode: str) -> None:
-    """Compile each block (`blocks`) or the whole model (`model`), in place; `none` does nothing.
+def apply(model: nn.Module, settings: Compile, *, kept: float = 1.0) -> None:
+    """Compile each block (`blocks`) or the whole model (`model`), and the loss, in place; `none` does nothing.
 
+    kept: the share of its activations that a compiled graph may keep for its backward pass.
     Raises RuntimeError where dynamo was told to fall back to eager in silence.
     """
-    if mode == "none":
+    if settings.compile == "none":
         return
     if torch._dynamo.config.suppress_errors:
         raise RuntimeError(
@@ -35,8 +41,32 @@ def apply(model: nn.Module, mode: str) -> None:
             "silence; switch it off (TORCHDYNAMO_SUPPRESS_ERRORS=0)"
         )
     torch._dynamo.utils.counters.clear()
-    for module in model.layers if mode == "blocks" else [model]:
-        module.compile(dynamic=False)
+    torch._functorch.config.activation_memory_budget = kept
+    options = {
+        "dynamic": settings.compile_dynamic,
+        "fullgraph": settings.compile_fullgraph,
+        "mode": None if settings.compile_mode == "default" else settings.compile_mode,
+    }
+    if settings.compile == "blocks":
+        for block in model.layers:
+            block.compile(**options)
+    else:
+        model.features = torch.compile(model.features, **options)
+    model.loss.compile(**options)
+
+
+def budget() -> float:
+    """The share of its activations that a graph compiled now may keep."""
+    return torch._functorch.config.activation_memory_budget
+
+
+def keeps_gradients(settings: Compile) -> bool:
+    """Whether gradients must keep their memory between steps.
+
+    CUDA graphs write each backward pass into the same buffers: a gradient that lived there would be
+    overwritten by the next micro-batch.
+    """
+    return settings.compile != "none" and settings.compile_mode in CUDA_GRAPH_MODES
 
 
 def proof() -> Proof:
@@ -68,3 +98,20 @@ def require_compiled(mode: str) -> None:
 def eager(mode: str):
     """Context for evaluation: run uncompiled, so that other shapes and modes cause no recompile."""
     return contextlib.nullcontext() if mode == "none" else torch.compiler.set_stance("force_eager")
+
+
+def lines(settings: Compile) -> list[Line]:
+    """What dynamo did against what was asked for."""
+    found = proof()
+    wanted = settings.compile != "none"
+    unbroken = not (wanted and settings.compile_fullgraph and found.breaks)
+    requested = f"{settings.compile}, {settings.compile_mode}" if wanted else "none"
+    return [
+        Line(
+            "compile",
+            requested,
+            str(found) if found.graphs else "none",
+            "dynamo's counters",
+            (found.graphs > 0) == wanted and unbroken,
+        )
+    ]

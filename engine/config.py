@@ -427,13 +427,13 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str,
 def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
     """Rules between settings; none that hangs on an `unknown` value."""
     m, t, e = c.model, c.training, c.evaluation
-    processes = max(c.parallel.processes, 1)
+    tensor = c.parallel.tensor_parallel
+    replicas = max(c.parallel.processes // tensor, 1)
     micro = t.micro_batch_size or 1
-    parts = (
-        f"micro_batch_size × processes = {micro} × {processes}"
-        if t.micro_batch_size
-        else (f"processes = {processes}")
-    )
+    shared = "processes" if tensor == 1 else "processes / tensor_parallel"
+    parts = f"{shared} = {replicas}"
+    if t.micro_batch_size:
+        parts = f"micro_batch_size × {shared} = {micro} × {replicas}"
     wrong_layers = [i for i in c.logging.activation_norm_layers if not 0 <= i < m.layers]
     checks = [  # (settings that decide it, broken, message)
         (
@@ -442,8 +442,8 @@ def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
             f"width = {m.width}: must be a multiple of heads = {m.heads}",
         ),
         (
-            ("batch_size", "micro_batch_size", "processes"),
-            t.batch_size % (micro * processes),
+            ("batch_size", "micro_batch_size", "processes", "tensor_parallel"),
+            t.batch_size % (micro * replicas),
             f"batch_size = {t.batch_size}: must be a multiple of {parts}",
         ),
         (
@@ -460,6 +460,16 @@ def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
             ("checkpoint_every", "layers", "activation_checkpointing"),
             c.memory.checkpoint_every > m.layers and c.memory.activation_checkpointing == "every_n",
             f"checkpoint_every = {c.memory.checkpoint_every}: must be ≤ layers = {m.layers}",
+        ),
+        (
+            ("processes", "tensor_parallel"),
+            c.parallel.processes % tensor,
+            f"processes = {c.parallel.processes}: must be a multiple of tensor_parallel = {tensor}",
+        ),
+        (
+            ("activation_checkpointing", "compile"),
+            c.memory.activation_checkpointing == "budget" and c.compile.compile == "none",
+            "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
         ),
         (
             ("activation_norm_layers", "layers"),

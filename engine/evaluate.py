@@ -12,11 +12,11 @@ import torch
 
 from engine import compiling, parallel
 from engine.config import Config, Parallel, load
-from engine.data.batches import eval_batches
+from engine.data.batches import IGNORED, eval_batches
 from engine.data.prepare import open_tokens
 from engine.errors import ConfigError, command
 from engine.models import MODELS
-from engine.objectives import next_token
+from engine.objectives import NextToken
 from engine.rundir import write_json
 from engine.step import autocast
 
@@ -34,12 +34,17 @@ def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: in
     model.eval()
     with compiling.eager(config.compile.compile):
         for inputs, targets in eval_batches(
-            tokens, context, e.eval_batch_size, stride=e.eval_stride, rank=ranks.rank, world=ranks.world_size
+            tokens,
+            context,
+            e.eval_batch_size,
+            stride=e.eval_stride,
+            rank=ranks.data_rank,
+            world=ranks.data_size,
         ):
+            inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)  # noqa: PLW2901
             with autocast(config.training.precision, ranks.device):
-                logits, _ = model(inputs.to(ranks.device))
-            targets = targets.to(ranks.device)  # noqa: PLW2901
-            sums += torch.stack([next_token(logits, targets).double(), (targets >= 0).sum().double()])
+                loss, _ = model(inputs, targets)
+            sums += torch.stack([loss.double(), (targets != IGNORED).sum().double()])
     model.train(was_training)
     loss, count = parallel.total(sums).tolist()
     return loss / count, int(count)
@@ -62,6 +67,9 @@ def final_model(directory: Path, config: Config, vocabulary_size: int) -> torch.
     module = importlib.import_module(MODELS[config.model.model])
     model = module.build(config.model, vocabulary_size)
     model.load_state_dict(load_file(directory / "model.safetensors"))
+    model.loss = NextToken(
+        vocabulary_size, kernel=config.training.loss_kernel, chunk_tokens=config.training.loss_chunk_tokens
+    )
     return model
 
 

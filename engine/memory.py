@@ -12,16 +12,93 @@ import torch.nn as nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from engine.config import Memory
+from engine import compiling
+from engine.config import Config, Memory
+from engine.ledger import Line
 
 
-def apply_activation_checkpointing(model: nn.Module, settings: Memory, *, dropout: float) -> None:
-    """Wrap the blocks of `model` in place as the settings ask."""
-    mode = settings.activation_checkpointing
-    if mode != "none":
+def apply_activation_checkpointing(model: nn.Module, settings: Memory, *, width: int, dropout: float) -> None:
+    """Wrap the blocks of `model` in place as the settings ask; `budget` is the compiler's work alone.
+
+    width: of the residual stream. dropout: above 0, the recomputation replays the random state.
+    """
+    mode, keep_rng = settings.activation_checkpointing, dropout > 0
+    if mode == "selective":
+        keep_products_and_attention(model, width, keep_rng=keep_rng)
+    elif mode in ("full", "every_n"):
         from engine import titan
 
-        titan.checkpoint_activations(model, mode, settings.checkpoint_every, keep_rng=dropout > 0)
+        titan.checkpoint_activations(model, mode, settings.checkpoint_every, keep_rng=keep_rng)
+
+
+def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool) -> None:
+    """Selective activation checkpointing: keep what is dear to compute again, recompute the rest.
+
+    Kept: every SDPA kernel's output, and every matrix product but those that end in the residual stream
+    (`width` columns): nothing in the backward pass reads the last one of a block, and the other is the
+    cheapest for the bytes it takes.
+    """
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    products, attention = kept_operations()
+
+    def policy(_context, operation, *args, **_kwargs):
+        columns = args[products[operation]].shape[-1] if operation in products else None
+        kept = operation in attention or columns not in (None, width)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def contexts():
+        return create_selective_checkpoint_contexts(policy)
+
+    for i, block in enumerate(model.layers):
+        model.layers[i] = checkpoint_wrapper(block, context_fn=contexts, preserve_rng_state=keep_rng)
+
+
+def kept_operations() -> tuple[dict, set]:
+    """The matrix products, each with the position of its right-hand matrix, and the attention kernels."""
+    aten = torch.ops.aten
+    attention = {
+        getattr(aten, name).default
+        for name in (
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_attention_math",
+        )
+        if hasattr(aten, name)
+    }
+    return {aten.mm.default: 1, aten.addmm.default: 2, aten._scaled_mm.default: 1}, attention
+
+
+def lines(config: Config, seen, measured: "StepMemory") -> list[Line]:
+    """What was recomputed, and what was kept, in the measured step; `seen` is an engine.observed.Observed.
+
+    Recomputing a whole block runs its attention again; recomputing selected operations does not.
+    """
+    mode, layers = config.memory.activation_checkpointing, config.model.layers
+    whole = {"full": layers, "every_n": layers // config.memory.checkpoint_every}.get(mode, 0)
+    wanted = layers if mode == "selective" else whole
+    kept = (
+        "activations not measurable here"
+        if measured.activation_bytes is None
+        else f"activations kept {measured.activation_bytes / 2**20:.1f} MiB after one forward pass"
+    )
+    if measured.recomputed_blocks is None:  # the recomputation is inside the compiled graphs
+        found, how = measured.wrapped_blocks, "blocks wrapped for recomputation when they were compiled"
+    else:
+        found, how = measured.recomputed_blocks, "calls of the blocks in one step"
+    agrees, calls = found == wanted, sum(seen.operations.attention_kernels.values())
+    if calls:
+        again = calls / seen.accumulation - layers
+        how += f"; attention ran again in {again:g} of {layers} blocks"
+        agrees = agrees and again == whole
+    in_effect = f"{found} of {layers} blocks recomputed"
+    if mode == "budget":
+        in_effect = f"a budget of {compiling.budget():g}"
+        how, agrees = "the compiler's own setting", compiling.budget() == config.memory.memory_budget
+    return [Line("activation_checkpointing", mode, in_effect, f"{how}; {kept}", agrees)]
 
 
 class TensorBytes(TorchDispatchMode):

@@ -1,9 +1,15 @@
 """What a model is trained for. An objective returns a sum over targets; the step divides by their count."""
 
+from collections import Counter
+
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
+from engine import losses
 from engine.data.batches import IGNORED
+
+KERNELS = ("full", "fused", "chunked")
 
 
 def next_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -11,3 +17,99 @@ def next_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+class NextToken(nn.Module):
+    """(hidden (B, T, C), weight (rows, C), targets (B, T)) → summed cross-entropy, an fp32 scalar.
+
+    The weight's rows from `vocabulary_size` on are padding: probability and gradient exactly 0. With a
+    tensor-parallel `group` the weight is this process's share of the rows, in the order of ranks, and hidden
+    is the same in all processes. The head's product is in autocast's dtype, or hidden's if autocast is off.
+
+    kernel: full: logits and gradient whole, by autograd; fused: the gradient overwrites the logits; chunked:
+    the same with at most `chunk_tokens` rows of logits at a time. Where no gradient is needed, fused is
+    chunked too.
+
+    What it did is noted for the ledger: operand_dtype of the last product; largest_logits (rows, columns) of
+    all; passes, products counted by the path that computed their loss ("full", "in place").
+    """
+
+    def __init__(self, vocabulary_size: int, kernel: str = "full", chunk_tokens: int = 4096, group=None):
+        super().__init__()
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel = {kernel!r}: must be one of {', '.join(KERNELS)}")
+        self.vocabulary = losses.Vocabulary(vocabulary_size, group)
+        self.kernel, self.chunk_tokens = kernel, chunk_tokens
+        self.operand_dtype: torch.dtype | None = None
+        self.forget()
+        self._whole = _whole
+
+    def forget(self) -> None:
+        """Start the notes anew: what follows is one step."""
+        self.largest_logits, self.passes = (0, 0), Counter()
+
+    def compile(self, **options) -> None:
+        """torch.compile what there is to fuse: the full loss of one process.
+
+        The other kernels are fused already, and collectives stay outside of graphs.
+        """
+        if self.kernel == "full" and self.vocabulary.group is None:
+            self._whole = torch.compile(_whole, **options)
+
+    def forward(self, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        hidden, weight = _local(hidden), _local(weight)
+        self.vocabulary.check(len(weight))
+        dtype, device = hidden.dtype, hidden.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        path = self._full if self.kernel == "full" else self._in_place
+        return path(hidden, weight, targets, dtype)
+
+    def _full(self, hidden, weight, targets, dtype) -> torch.Tensor:
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        self._note("full", targets.numel(), len(weight), hidden.dtype)
+        if self.vocabulary.group is None:
+            return self._whole(hidden, weight, targets, self.vocabulary.size)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return losses.split_cross_entropy(
+                hidden.flatten(0, 1), weight, targets.flatten(), self.vocabulary
+            )
+
+    def _in_place(self, hidden, weight, targets, dtype) -> torch.Tensor:
+        hidden, targets = hidden.flatten(0, 1), targets.flatten()
+        differentiable = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+        chunk = len(hidden) if self.kernel == "fused" and differentiable else self.chunk_tokens
+        plan = losses.Plan(self.vocabulary, dtype, max(chunk, 1), self._saw)
+        if differentiable:
+            return losses.LinearCrossEntropy.apply(hidden, weight, targets, plan)
+        return losses.loss_and_gradients(hidden, weight, targets, plan)[0]
+
+    def _saw(self, logits: torch.Tensor) -> None:
+        self._note("in place", *logits.shape, logits.dtype)
+
+    def _note(self, path: str, rows: int, columns: int, dtype: torch.dtype) -> None:
+        self.passes[path] += 1
+        self.operand_dtype = dtype
+        self.largest_logits = max(self.largest_logits, (rows, columns))
+
+
+def _whole(hidden, weight, targets, vocabulary_size: int) -> torch.Tensor:
+    """The full loss of operands that have their dtype; logits (B, T, rows) without the padding."""
+    return next_token(F.linear(hidden, weight)[..., :vocabulary_size], targets)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a DTensor, differentiably; a plain tensor as it is.
+
+    Raises ValueError for a tensor whose rows are not split evenly: a class could not be told from its row.
+    """
+    if not hasattr(tensor, "to_local"):
+        return tensor
+    if any(
+        p.is_shard() and tensor.shape[p.dim] % n
+        for p, n in zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{tuple(tensor.shape)} does not split evenly over {tensor.device_mesh.size()} processes"
+        )
+    return tensor.to_local()

@@ -1,19 +1,36 @@
-"""The only owner of torch.distributed: process group, ranks, DDP, FSDP2.
+"""The only owner of torch.distributed: process group, ranks, DDP, FSDP2, HSDP, and their mesh with tensor parallel.
+
+The world is replicas × shards × tensor: ranks of one tensor-parallel group are neighbours and read the same samples;
+`data_rank` counts the groups. What is summed over samples is summed over ranks that read different ones only.
 
 Gradient rule: the loss is a sum over targets divided by their count in the whole step, so gradients of the
 ranks must be added. FSDP2 is told to divide by 1; DDP always averages, so the loss is multiplied by its size.
+
+Nothing here may assume one machine: RANK says who a process is, LOCAL_RANK only which GPU it takes.
 """
 
 import contextlib
+import inspect
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from engine.config import Parallel
+from engine.config import Config, Parallel
 from engine.errors import ConfigError
+from engine.ledger import Line
+
+# Its name since torch 2.13, and before.
+SYNCHRONISE_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+BUCKET_MB = 100  # of gradients that DDP exchanges at once: few, so that compiled blocks are not waited for
 
 
 @dataclass(frozen=True)
@@ -23,24 +40,101 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    tensor_size: int = 1  # ranks that split every matrix product between them
+    dims: Any = field(default=None, repr=False)  # torchtitan's ParallelDims; None for one process
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        """Which part of the samples this rank reads."""
+        return self.rank // self.tensor_size
+
+    @property
+    def data_size(self) -> int:
+        """How many parts the samples are read in: replicas × shards."""
+        return self.world_size // self.tensor_size
+
+    @property
+    def data_group(self) -> dist.ProcessGroup | None:
+        """The ranks that read different samples and hold the same part of the matrices; None for all ranks."""
+        return (
+            self.dims.get_mesh("batch").get_group() if self.tensor_size > 1 and self.data_size > 1 else None
+        )
+
+    @property
+    def tensor_group(self) -> dist.ProcessGroup | None:
+        """The ranks that split every matrix product with this one; None for this one alone."""
+        return self.dims.get_mesh("tp").get_group() if self.tensor_size > 1 else None
+
+
+_joined: Ranks | None = None  # lives as long as torch's process group, and like it belongs to the process
+
+
+def sizes(settings: Parallel, world_size: int) -> tuple[int, int, int]:
+    """(replicas, shards, tensor): their product is `world_size` where `size_problems` finds nothing."""
+    tensor = settings.tensor_parallel
+    data = world_size // tensor
+    if settings.data_parallel == "ddp":
+        return data, 1, tensor
+    shards = data if settings.data_parallel == "fsdp" else settings.shard_size
+    return data // shards, shards, tensor
+
+
+def size_problems(settings: Parallel, world_size: int) -> list[str]:
+    """What is wrong with these settings for `world_size` processes."""
+    tensor, shards = settings.tensor_parallel, settings.shard_size
+    data, rest = divmod(world_size, tensor)
+    if settings.processes and settings.processes != world_size:
+        return [
+            f"processes = {settings.processes}, but {world_size} were launched: use torchrun "
+            f"--nproc-per-node {settings.processes}, or set processes = 0"
+        ]
+    if rest:
+        return [f"tensor_parallel = {tensor}: must divide the {world_size} processes of the run"]
+    if settings.data_parallel == "ddp" and tensor > 1 and data > 1:
+        return [
+            f"tensor_parallel = {tensor}: data_parallel = 'ddp' cannot replicate split matrices {data} times; use "
+            f"'fsdp' or 'hsdp', or tensor_parallel = {world_size}"
+        ]
+    if settings.data_parallel == "hsdp" and (data % shards or data == shards):
+        return [
+            f"shard_size = {shards}: must divide the {data} processes that read different data into at least 2 "
+            "groups of shards; one group alone is data_parallel = 'fsdp'"
+        ]
+    return []
+
+
+def check(config: Config, world_size: int) -> list[str]:
+    """Problems of spreading this run over `world_size` processes, before anything is built."""
+    p = config.parallel
+    if problems := size_problems(p, world_size):
+        return problems
+    if p.tensor_parallel > 1:
+        from engine import tensor_parallel
+
+        problems = tensor_parallel.check(config)
+    sharded = p.data_parallel != "ddp" and world_size > p.tensor_parallel
+    if sharded and config.compile.compile == "model":
+        problems.append(
+            f"compile = 'model': data_parallel = {p.data_parallel!r} gathers each block when it is called, which "
+            "splits the graph there; use compile = 'blocks'"
+        )
+    return problems
+
 
 def start(settings: Parallel, device: str) -> Ranks:
     """Choose this process's device and join the process group that torchrun describes, if there is one.
 
-    Raises ConfigError when the device is missing or the number of processes is not the one asked for.
+    Raises ConfigError when the device is missing or the number of processes does not fit the settings.
     """
+    global _joined  # noqa: PLW0603
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    if settings.processes and settings.processes != world_size:
-        raise ConfigError(
-            f"processes = {settings.processes}, but {world_size} were launched: use torchrun "
-            f"--nproc-per-node {settings.processes}, or set processes = 0"
-        )
+    if problems := size_problems(settings, world_size):
+        raise ConfigError(problems)
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise ConfigError("device = 'cuda': no GPU is visible to torch; use device = 'auto' or 'cpu'")
@@ -53,37 +147,60 @@ def start(settings: Parallel, device: str) -> Ranks:
     target = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(target)
-    if world_size > 1:
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=target if on_gpu else None)
-    return Ranks(rank, world_size, target)
+    if world_size == 1:
+        return Ranks(rank, world_size, target)
+    from engine import titan
+
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=target if on_gpu else None)
+    # It tells each time that gradient norms and whole weights take two collectives on a mesh of two dimensions.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    dims = titan.parallel_dims(*sizes(settings, world_size), device_type=target.type)
+    _joined = Ranks(rank, world_size, target, settings.tensor_parallel, dims)
+    return _joined
 
 
 def stop() -> None:
     """Leave the process group."""
+    global _joined  # noqa: PLW0603
+    _joined = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def spread(model: nn.Module, kind: str, ranks: Ranks) -> nn.Module:
-    """Replicate (ddp) or shard (fsdp) `model` over the ranks; one rank keeps it as it is."""
-    if ranks.world_size == 1:
-        return model
-    from engine import titan
+def apply_tensor_parallel(model: nn.Module, ranks: Ranks) -> None:
+    """Split the matrices of `model` over its tensor-parallel group, in place, if there is one.
 
-    mesh = titan.data_parallel_mesh(kind, ranks.world_size, ranks.device.type)
-    if kind == "ddp":
+    Before activation checkpointing and compile, which must see the split modules; `model.loss` is installed already.
+    """
+    if ranks.tensor_size > 1:
+        from engine import tensor_parallel
+
+        tensor_parallel.apply(model, ranks.dims.get_mesh("tp"))
+
+
+def spread(model: nn.Module, settings: Parallel, ranks: Ranks) -> nn.Module:
+    """Replicate (ddp), shard (fsdp) or both (hsdp) `model` over the ranks that read different data.
+
+    After tensor parallel, activation checkpointing and compile. One rank keeps the model as it is.
+    """
+    if ranks.data_size == 1:
+        return model
+    if settings.data_parallel == "ddp":
         torch._dynamo.config.optimize_ddp = False  # it splits graphs at buckets, and fails with checkpointing
         on_gpu = ranks.device.type == "cuda"
         return nn.parallel.DistributedDataParallel(
             model,
             device_ids=[ranks.device] if on_gpu else None,
-            device_mesh=mesh,
+            device_mesh=ranks.dims.get_mesh("dp_replicate"),
+            **{SYNCHRONISE_BUFFERS: False},  # they are constants
+            bucket_cap_mb=BUCKET_MB,
             gradient_as_bucket_view=True,
         )
     from torch.distributed.fsdp import fully_shard
 
+    mesh = ranks.dims.get_mesh("fsdp" if settings.data_parallel == "fsdp" else ["dp_replicate", "fsdp"])
     for block in model.layers:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=settings.reshard_after_forward)
     fully_shard(model, mesh=mesh)
     for module in [*model.layers, model]:
         module.set_gradient_divide_factor(1.0)
@@ -93,7 +210,7 @@ def spread(model: nn.Module, kind: str, ranks: Ranks) -> nn.Module:
 
 def loss_factor(kind: str, ranks: Ranks) -> float:
     """What the loss is multiplied by so that gradients come out added over ranks."""
-    return float(ranks.world_size) if kind == "ddp" else 1.0
+    return float(ranks.data_size) if kind == "ddp" else 1.0
 
 
 @contextlib.contextmanager
@@ -110,19 +227,36 @@ def synchronise_if(model: nn.Module, last: bool):
 
 
 def total(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over all ranks, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
+    """The sum of `tensor` over all ranks that read different data, in place."""
+    if _joined and _joined.data_size > 1:
+        dist.all_reduce(tensor, group=_joined.data_group)
     return tensor
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The one-dimensional `tensor` of every rank, one after another; all have the same size."""
-    if not dist.is_initialized():
+    """The one-dimensional `tensor` of every rank that reads different data, one after another.
+
+    All have the same size.
+    """
+    if not _joined or _joined.data_size == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor)
+    parts = [torch.empty_like(tensor) for _ in range(_joined.data_size)]
+    dist.all_gather(parts, tensor, group=_joined.data_group)
     return torch.cat(parts)
+
+
+def summed(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The sum of `tensor` over the ranks of `group`, in place; None: this rank alone."""
+    if group is not None:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def largest(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The elementwise maximum of `tensor` over the ranks of `group`, in place; None: this rank alone."""
+    if group is not None:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group)
+    return tensor
 
 
 def wait_for_all() -> None:
@@ -134,3 +268,105 @@ def wait_for_all() -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DDP."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model lies on the ranks, as its own parameters tell."""
+
+    kind: str  # ddp, fsdp, hsdp, or none: nothing exchanges gradients
+    replicas: int
+    shards: int
+    tensor: int
+    whole: tuple[str, ...]  # parameters that are not sharded or split where others of their kind are
+    held: int  # elements on this rank
+    parameters: int  # elements in all
+
+    def __str__(self) -> str:
+        return _words(self.kind, self.replicas, self.shards, self.tensor)
+
+
+def placement(model: nn.Module) -> Placement:
+    """Look where the parameters of `model` (as `spread` returned it) are."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):  # FSDP2's root stays gathered after an evaluation
+            module.reshard()
+    replicated = isinstance(model, nn.parallel.DistributedDataParallel)
+    named = dict(unwrapped(model).named_parameters())
+    sizes_of, cut = {"dp_replicate": 1, "fsdp": 1, "tp": 1}, {}
+    for name, p in named.items():
+        sizes_of |= _mesh(p)
+        cut[name] = _cut(p)
+    whole = {name for name in named if sizes_of["fsdp"] > 1 and "fsdp" not in cut[name]}
+    if sizes_of["tp"] > 1:
+        from engine import tensor_parallel
+
+        whole |= {n for n in tensor_parallel.split_parameters(unwrapped(model)) if "tp" not in cut[n]}
+    sharded = "hsdp" if sizes_of["dp_replicate"] > 1 else "fsdp" if sizes_of["fsdp"] > 1 else "none"
+    return Placement(
+        kind="ddp" if replicated else sharded,
+        replicas=dist.get_world_size(model.process_group) if replicated else sizes_of["dp_replicate"],
+        shards=sizes_of["fsdp"],
+        tensor=sizes_of["tp"],
+        whole=tuple(sorted(whole)),
+        held=sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in named.values()),
+        parameters=sum(p.numel() for p in named.values()),
+    )
+
+
+def _mesh(parameter: torch.Tensor) -> dict[str, int]:
+    """The dimensions of a DTensor's mesh with their sizes; none for a plain tensor."""
+    mesh = getattr(parameter, "device_mesh", None)
+    return dict(zip(mesh.mesh_dim_names, mesh.shape, strict=True)) if mesh is not None else {}
+
+
+def _cut(parameter: torch.Tensor) -> set[str]:
+    """The dimensions of the mesh along which a DTensor is cut into parts."""
+    placements = getattr(parameter, "placements", ())
+    return {d for d, p in zip(_mesh(parameter), placements, strict=True) if not p.is_replicate()}
+
+
+def _words(kind: str, replicas: int, shards: int, tensor: int) -> str:
+    data = {
+        "ddp": f"ddp over {replicas} ranks",
+        "fsdp": f"fsdp over {shards} ranks",
+        "hsdp": f"hsdp, {replicas} replicas of {shards} shards",
+    }
+    parts = [data[kind]] if replicas * shards > 1 and kind in data else []
+    parts += [f"tensor parallel over {tensor} ranks"] if tensor > 1 else []
+    return " × ".join(parts) or "one rank"
+
+
+def lines(model: nn.Module, settings: Parallel, ranks: Ranks) -> list[Line]:
+    """How the model really lies on the ranks, and whether blocks are freed between forward and backward."""
+    found, wanted = placement(model), _words(settings.data_parallel, *sizes(settings, ranks.world_size))
+    share = 100 * found.held / found.parameters
+    how = f"placements of the parameters: this rank holds {share:.1f} % of {found.parameters:,}"
+    if found.whole:
+        how += f"; not split: {', '.join(found.whole)}"
+    in_effect = str(found)
+    if in_effect == "one rank" and ranks.world_size > 1:
+        in_effect = f"not spread: {ranks.world_size} ranks hold it whole"
+    entries = [Line("sharding", wanted, in_effect, how, in_effect == wanted and not found.whole)]
+    if settings.data_parallel != "ddp" and ranks.data_size > 1:
+        entries.append(_reshard_line(model, settings.reshard_after_forward))
+    return entries
+
+
+def _reshard_line(model: nn.Module, requested: bool) -> Line:
+    blocks = [block for block in unwrapped(model).layers if hasattr(block, "_get_fsdp_state")]
+    freed = sum(_is_resharded(block) for block in blocks)
+    return Line(
+        "reshard_after_forward",
+        str(requested).lower(),
+        f"{freed} of {len(model.layers)} blocks freed",
+        f"FSDP2's state of {len(blocks)} sharded blocks",
+        len(blocks) == len(model.layers) and freed == len(blocks) * requested,
+    )
+
+
+def _is_resharded(block: nn.Module) -> bool:
+    """Whether FSDP2 frees this block's gathered weights after its forward pass."""
+    state = block._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # torch 2.13 and 2.11
+    return all(group.post_forward_mesh_info is not None for group in groups)

@@ -1,7 +1,7 @@
 """What is measured at every step, kept on the device until it is written.
 
-A step's numbers are read from the device only when a progress line is due, so that no step waits for the host.
-Step times exclude evaluation and checkpoints; the medians also exclude the first steps, which compile and warm up.
+A step's numbers are copied to the host behind its back and read when they have arrived, so that neither waits for the
+other. The medians leave out the first steps, which compile and warm up.
 """
 
 import json
@@ -30,6 +30,10 @@ class StepClock:
         event.record()
         return event
 
+    def is_past(self, moment) -> bool:
+        """Whether the device has reached `moment`."""
+        return not self.on_gpu or moment.query()
+
     def seconds(self, start, stop) -> float:
         """The time between two moments; waits for the later one."""
         if not self.on_gpu:
@@ -39,7 +43,12 @@ class StepClock:
 
 
 class Recorder:
-    """Collects the steps' measurements and writes steps.csv."""
+    """Collects the steps' measurements and writes steps.csv.
+
+    A step's time runs from the end of the step before to its own end, so it holds everything that a step
+    costs: waiting for data, launching, computing, recording. Evaluations and checkpoints are left out: call
+    `interrupted` after one.
+    """
 
     def __init__(
         self, directory: Path, device: torch.device, *, batch_tokens: int, norm_layers: tuple[int, ...]
@@ -54,50 +63,59 @@ class Recorder:
             "grad_norm",
             "step_seconds",
             "tokens_per_second",
+            "data_wait_seconds",
             "peak_memory_gib",
             *self.norm_columns,
         ]
         self.table = Table(directory / "steps.csv", columns)
         self._pending: list[tuple] = []
+        self._start = None
 
-    def add(self, step: int, measured: dict, start, stop) -> None:
-        """Note one step. Its tensors stay on the device."""
+    def interrupted(self) -> None:
+        """The next step's time starts now, and its peak memory is its own."""
+        self._start = self.clock.now()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def add(self, step: int, measured: dict, *, data_wait_seconds: float) -> None:
+        """Note the step that ends now. Its numbers are on their way to the host; nothing waits for them."""
         peak = None
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._pending.append((step, measured, start, stop, peak))
+        names = ("train_loss", "grad_norm", "targets")
+        values = torch.cat([torch.stack([measured[n] for n in names]), measured["activation_norms"]])
+        if self.device.type == "cuda":
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        stop = self.clock.now()
+        fields = {"step": step, "lr": measured["lr"], "data_wait_seconds": data_wait_seconds}
+        self._pending.append((fields | {"peak_memory_gib": peak}, values, self._start, stop))
+        self._start = stop
 
-    def flush(self) -> list[dict]:
-        """Write what is pending; return it as rows of plain numbers."""
-        if not self._pending:
-            return []
-        scalars = torch.stack(
-            [torch.stack([m["train_loss"], m["grad_norm"], m["targets"]]) for _, m, *_ in self._pending]
-        )
-        norms = torch.stack([m["activation_norms"] for _, m, *_ in self._pending])
-        values = torch.cat([scalars, norms], 1).tolist()  # the only transfer from the device
-        rows = []
-        for (step, measured, start, stop, peak), (loss, grad_norm, targets, *norms) in zip(
-            self._pending, values, strict=True
-        ):
-            seconds = self.clock.seconds(start, stop)
-            rows.append(
-                {
-                    "step": step,
-                    "tokens_seen": (step + 1) * self.batch_tokens,
-                    "train_loss": loss,
-                    "lr": measured["lr"],
-                    "grad_norm": grad_norm,
-                    "step_seconds": seconds,
-                    "tokens_per_second": targets / seconds,
-                    "peak_memory_gib": peak,
-                    **dict(zip(self.norm_columns, norms, strict=True)),
-                }
-            )
-        self.table.append(rows)
-        self._pending = []
+    def flush(self, *, wait: bool = True) -> list[dict]:
+        """Write the pending steps and return them as rows of plain numbers.
+
+        wait=False: only those that the device has finished, so that the host need not wait for it.
+        """
+        ready = [p for p in self._pending if wait or self.clock.is_past(p[-1])]
+        rows = [self._row(*pending) for pending in ready]
+        if rows:
+            self.table.append(rows)
+            self._pending = self._pending[len(rows) :]
         return rows
+
+    def _row(self, fields: dict, values: torch.Tensor, start, stop) -> dict:
+        seconds = self.clock.seconds(start, stop)  # waits for `stop`, and so for the copy of `values`
+        loss, grad_norm, targets, *norms = values.tolist()
+        return {
+            **fields,
+            "tokens_seen": (fields["step"] + 1) * self.batch_tokens,
+            "train_loss": loss,
+            "grad_norm": grad_norm,
+            "step_seconds": seconds,
+            "tokens_per_second": targets / seconds,
+            **dict(zip(self.norm_columns, norms, strict=True)),
+        }
 
 
 def steady(values: list[float]) -> float:

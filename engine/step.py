@@ -7,8 +7,11 @@ import torch
 from engine import parallel, titan
 from engine.config import Schedule, Training
 from engine.data.batches import IGNORED
-from engine.objectives import next_token
+from engine.loss_scale import LossScale
+from engine.profiling import part
 from engine.schedule import lr_scale
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step:
@@ -24,13 +27,20 @@ class Step:
         schedule: Schedule,
         lr: float,
         data_parallel: str,
+        keep_gradients: bool = False,
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
         self.loss_factor = parallel.loss_factor(data_parallel, ranks)
+        self.keep_gradients = keep_gradients
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if keep_gradients:
+            for p in self.parameters:
+                p.grad = torch.zeros_like(p)
+        self.loss_scale = (
+            LossScale(training.loss_scale, ranks.device) if training.precision == "fp16" else None
+        )
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
-        self.logits_dtype: torch.dtype | None = None
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return it."""
@@ -54,24 +64,18 @@ class Step:
         """
         lr = self.set_lr(step)
         count = parallel.total(sum((targets != IGNORED).sum() for _, targets in micro_batches).float())
+        factor = self.loss_factor / count
+        if self.loss_scale:
+            factor = factor * self.loss_scale.scale
         sums = None  # summed loss, then the mean square of each probed activation
         for i, (inputs, targets) in enumerate(micro_batches):
             with parallel.synchronise_if(self.model, last=i == len(micro_batches) - 1):
-                with autocast(self.training.precision, self.ranks.device):
-                    logits, norms = self.model(inputs)
-                loss = next_token(logits, targets)
-                if self.after_forward:
-                    self.after_forward()
-                self.logits_dtype = logits.dtype
-                del logits  # it must not outlive its own backward pass
-                (loss * (self.loss_factor / count)).backward()
-            measured = torch.stack([loss.detach(), *(n.square() for n in norms)])
+                measured = self._forward_backward(inputs, targets, factor)
             sums = measured if sums is None else sums + measured
-        grad_norm = titan.clip_gradients(self.parameters, self.training.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with part("optimizer"):
+            grad_norm = self._update()
         sums = parallel.total(sums)
-        forwards = len(micro_batches) * self.ranks.world_size
+        forwards = len(micro_batches) * self.ranks.data_size
         return {
             "lr": lr,
             "train_loss": sums[0] / count,
@@ -80,7 +84,31 @@ class Step:
             "activation_norms": (sums[1:] / forwards).sqrt(),
         }
 
+    def _forward_backward(self, inputs, targets, factor: torch.Tensor) -> torch.Tensor:
+        """One micro-batch; return its summed loss and the mean squares of the probed activations."""
+        if self.keep_gradients:  # CUDA graphs: this micro-batch may reuse the last one's memory
+            torch.compiler.cudagraph_mark_step_begin()
+        with part("forward"), autocast(self.training.precision, self.ranks.device):
+            loss, norms = self.model(inputs, targets)
+        if self.after_forward:
+            self.after_forward()
+        with part("backward"):
+            (loss * factor).backward()
+        return torch.stack([loss.detach(), *(n.square() for n in norms)])
+
+    def _update(self) -> torch.Tensor:
+        """Clip, step and clear the gradients; return their norm before clipping."""
+        if self.loss_scale:
+            self.loss_scale.unscale(self.parameters)
+        grad_norm = titan.clip_gradients(self.parameters, self.training.clip_norm)
+        if self.loss_scale:
+            self.loss_scale.step(self.optimizer, grad_norm)
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        return grad_norm
+
 
 def autocast(precision: str, device: torch.device):
-    """bf16 autocast for matrix products over fp32 weights, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """Autocast of matrix products over fp32 weights to bf16 or fp16, or nothing."""
+    return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)

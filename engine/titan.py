@@ -1,4 +1,4 @@
-"""The only importer of torchtitan: its activation checkpointing, device mesh and gradient clipping.
+"""The only importer of torchtitan: activation checkpointing, device mesh, replicated modules, gradient clipping.
 
 Which parts are used, and which are not and why, is in docs/decisions/0003-torchtitan.md.
 
@@ -24,7 +24,7 @@ def _load_package() -> None:
 _load_package()
 
 from torchtitan.config.job_config import ActivationCheckpoint  # noqa: E402
-from torchtitan.distributed import ParallelDims  # noqa: E402
+from torchtitan.distributed import NoParallel, ParallelDims  # noqa: E402, F401  NoParallel: for engine/tensor_parallel.py
 from torchtitan.distributed.activation_checkpoint import apply_ac  # noqa: E402
 from torchtitan.distributed.utils import clip_grad_norm_  # noqa: E402
 
@@ -63,17 +63,22 @@ def checkpoint_activations(model: nn.Module, mode: str, every: int, *, keep_rng:
     apply_ac(model, config, op_sac_save_list=saved_operations())
 
 
-def data_parallel_mesh(kind: str, world_size: int, device_type: str):
-    """The one-dimensional device mesh of a data-parallel run: `dp_replicate` for ddp, `fsdp` for fsdp."""
-    import torch.testing._internal.distributed.fake_pg  # noqa: F401  backend of ParallelDims' unused axes
-    from torchtitan.distributed import parallel_dims
+def parallel_dims(replicas: int, shards: int, tensor: int, *, device_type: str) -> ParallelDims:
+    """The device mesh of replicas × shards × tensor ranks, neighbours within a tensor-parallel group.
 
-    parallel_dims.device_type = device_type  # its own choice is a GPU, even where the run is on the CPU
-    replicate, shard = (world_size, 1) if kind == "ddp" else (1, world_size)
+    `get_mesh` hands out its parts: dp_replicate, fsdp, tp, batch (replicas and shards together), or a list of
+    them; only those larger than 1 exist.
+    """
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401  backend of the mesh's unused dimensions
+    from torchtitan.distributed import parallel_dims as module
+
+    module.device_type = device_type  # its own choice is a GPU, even where the run is on the CPU
+    world_size = replicas * shards * tensor
     dims = ParallelDims(
-        dp_replicate=replicate, dp_shard=shard, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=world_size
+        dp_replicate=replicas, dp_shard=shards, cp=1, tp=tensor, pp=1, ep=1, etp=1, world_size=world_size
     )
-    return dims.get_mesh("dp_replicate" if kind == "ddp" else "fsdp")
+    dims.build_mesh()
+    return dims
 
 
 def clip_gradients(parameters, max_norm: float) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The training loop of one process: build in a fixed order, run the steps, leave the run directory complete.
 
-Build order: seeded weights on the CPU → activation checkpointing → compile → spread over ranks → optimizer.
-Sharding comes after the seeded initialisation, so it cannot change the weights a run starts from.
+Build order: seeded weights on the CPU → given weights → tensor parallel → float8 → activation checkpointing →
+compile → spread over ranks → optimizer. Sharding comes after the seeded initialisation, so it cannot change the
+weights a run starts from.
 """
 
 import contextlib
@@ -12,17 +13,35 @@ import time
 import torch
 import torch.nn as nn
 
-from engine import checkpoint, compiling, ledger, parallel, probes, rundir
+from engine import (
+    checkpoint,
+    compiling,
+    float8,
+    ladder,
+    losses,
+    observed,
+    parallel,
+    pretrained,
+    probes,
+    rundir,
+    runtime,
+)
 from engine.config import Config
 from engine.data.batches import Prefetcher, TrainOrder
 from engine.data.prepare import Tokens
 from engine.environment import describe
 from engine.errors import ConfigError
 from engine.evaluate import figures, mean_loss
+from engine.ledger import as_dict
 from engine.memory import StepMemory, apply_activation_checkpointing
 from engine.models import MODELS
+from engine.models.attention import select_attention
+from engine.objectives import NextToken
+from engine.offload import offload
+from engine.operations import Operations
 from engine.optimizers import OPTIMIZERS
 from engine.optimizers.groups import decay_groups
+from engine.profiling import Profiler, part
 from engine.step import Step
 
 
@@ -30,49 +49,86 @@ def run(config: Config, tokens: Tokens) -> None:
     """Train the run that `config` describes, resuming where an interrupted one stopped."""
     ranks = parallel.start(config.parallel, config.run.device)
     try:
-        if config.training.batch_size % ranks.world_size:
-            raise ConfigError(
-                f"batch_size = {config.training.batch_size}: must be a multiple of the "
-                f"{ranks.world_size} processes launched"
-            )
+        check(config, ranks)
+        runtime.after_torch(config.runtime, ranks.device)
+        ladder.limit_memory(config.memory, ranks.device)
         writer = rundir.only_writer(config.directory) if ranks.is_first else contextlib.nullcontext()
         with writer:
-            Trainer(config, tokens, ranks).train()
+            ladder.run_with_ladder(
+                config, lambda config, events: Trainer(config, tokens, ranks, events).train()
+            )
     finally:
         parallel.stop()
 
 
+def check(config: Config, ranks: parallel.Ranks) -> None:
+    """Raise ConfigError for what only shows once devices and processes are known."""
+    t = config.training
+    per_rank, rest = divmod(t.batch_size, ranks.data_size)
+    micro = t.micro_batch_size or per_rank
+    problems = [
+        *parallel.check(config, ranks.world_size),
+        *runtime.check(config.runtime, ranks.device.type),
+        *ladder.check(config, ranks.world_size, ranks.device.type),
+        *float8.check(t.float8, ranks.device, micro * config.model.context),
+    ]
+    if rest:
+        problems.append(
+            f"batch_size = {t.batch_size}: must be a multiple of the {ranks.data_size} processes that read "
+            "different data"
+        )
+    elif per_rank % micro:
+        problems.append(
+            f"micro_batch_size = {micro}: must divide the {per_rank} sequences that each of {ranks.data_size} "
+            "ranks has in a step"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
 def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks) -> nn.Module:
-    """The run's model, wrapped and spread; its weights depend on the seed alone."""
+    """The run's model, wrapped and spread; unless it was given weights, they depend on the seed alone."""
+    m = config.model
     torch.manual_seed(config.run.seed)
-    build = importlib.import_module(MODELS[config.model.model]).build
-    model = build(config.model, vocabulary_size, config.logging.activation_norm_layers).to(ranks.device)
-    apply_activation_checkpointing(model, config.memory, dropout=config.model.dropout)
-    compiling.apply(model, config.compile.compile)
-    torch.manual_seed(config.run.seed * 1_000_003 + ranks.rank)  # dropout: its own stream on every rank
-    return parallel.spread(model, config.parallel.data_parallel, ranks)
+    build = importlib.import_module(MODELS[m.model]).build
+    model = build(m, vocabulary_size, config.logging.activation_norm_layers)
+    model.given_weights = pretrained.load_into(model, m) if m.init_from else []
+    model.to(ranks.device)
+    model.loss = NextToken(
+        vocabulary_size,
+        kernel=config.training.loss_kernel,
+        chunk_tokens=config.training.loss_chunk_tokens,
+        group=ranks.tensor_group,
+    )
+    select_attention(m.attention, ranks.device)
+    parallel.apply_tensor_parallel(model, ranks)
+    if config.training.float8:
+        float8.convert(model)
+    apply_activation_checkpointing(model, config.memory, width=m.width, dropout=m.dropout)
+    budget = config.memory.activation_checkpointing == "budget"
+    compiling.apply(model, config.compile, kept=config.memory.memory_budget if budget else 1.0)
+    torch.manual_seed(
+        config.run.seed * 1_000_003 + ranks.data_rank
+    )  # dropout: its own stream for its own data
+    return parallel.spread(model, config.parallel, ranks)
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The run's optimizer over its decay groups."""
     build = importlib.import_module(OPTIMIZERS[config.optimizer.optimizer]).build
-    return build(decay_groups(model, config.optimizer.weight_decay), config.optimizer)
+    optimizer = build(decay_groups(model, config.optimizer.weight_decay), config.optimizer)
+    return offload(optimizer) if config.optimizer.optimizer_offload else optimizer
 
 
 class Trainer:
     """One process's part of a run. Its public method is `train`."""
 
-    def __init__(self, config: Config, tokens: Tokens, ranks: parallel.Ranks):
-        self.config, self.tokens, self.ranks = config, tokens, ranks
+    def __init__(self, config: Config, tokens: Tokens, ranks: parallel.Ranks, events: list[dict]):
+        """`events`: what happened to this run before, when it ran out of memory and was started again."""
+        self.config, self.tokens, self.ranks, self.events = config, tokens, ranks, events
         t = config.training
         self.order = TrainOrder(tokens.train, config.model.context, t.batch_size, config.run.seed)
-        self.per_rank = t.batch_size // ranks.world_size
-        self.micro = t.micro_batch_size or self.per_rank
-        if self.per_rank % self.micro:
-            raise ConfigError(
-                f"micro_batch_size = {self.micro}: must divide the {self.per_rank} sequences that each "
-                f"of {ranks.world_size} ranks has in a step"
-            )
+        self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
         self.model = build_model(config, tokens.meta["vocabulary_size"], ranks)
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
         self.optimizer = build_optimizer(self.model, config)
@@ -84,6 +140,7 @@ class Trainer:
             schedule=config.schedule,
             lr=config.optimizer.lr,
             data_parallel=config.parallel.data_parallel,
+            keep_gradients=compiling.keeps_gradients(config.compile),
         )
         self.memory = StepMemory(
             parallel.unwrapped(self.model),
@@ -92,7 +149,11 @@ class Trainer:
             compiled=config.compile.compile != "none",
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
+        self.eval_peak_bytes: int | None = None
+        self.steps_taken = 0
+        self.seen: observed.Observed | None = None
         self.directory = config.directory
+        self.collector = runtime.Collector(config.runtime.gc_interval)
         hashes = {s: tokens.meta["splits"][s]["sha256_tokens"] for s in tokens.meta["splits"]}
         name = checkpoint.fingerprint(config, hashes, ranks)
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
@@ -101,29 +162,45 @@ class Trainer:
         """Run the steps that are left, then write what a complete run leaves."""
         first = self._open_run_directory()
         steps = self.config.training.steps
-        with Prefetcher(
+        # Not the first two: the optimizer's state and DDP's buckets are made there.
+        self.measured_step = min(first + 2, steps - 1)
+        batches = Prefetcher(
             self.order,
             first_step=first,
             last_step=steps,
-            rank=self.ranks.rank,
-            world=self.ranks.world_size,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_size,
             device=self.ranks.device,
-        ) as batches:
+            depth=self.config.runtime.prefetch,
+        )
+        self.profiler = Profiler(
+            self.config.runtime,
+            self.directory,
+            first_step=self.measured_step + 1,
+            active=self.ranks.is_first,
+        )
+        with self.collector, batches, self.profiler:
+            self._uncounted()
             for batch in batches:
-                step = batch.step
-                # Not the first two: the optimizer's state and DDP's buckets are made there.
-                self._one_step(step, batch, measure=step == min(first + 2, steps - 1))
-                if step == first:
+                self._one_step(batch)
+                if self.profiler.step(batch.step):
+                    self._uncounted()
+                if batch.step == first:
                     compiling.require_compiled(self.config.compile.compile)
-                if self._due(step, self.config.logging.log_interval):
-                    self._report(step)
-                if self._due(step, self.config.evaluation.eval_interval):
-                    with self._timed("eval_seconds"):
-                        self._evaluate(step)
-                if self._checkpoint_due(step):
-                    with self._timed("checkpoint_seconds"):
-                        self._save_checkpoint(step)
+                self._between_steps(batch.step)
         self._finish()
+
+    def _between_steps(self, step: int) -> None:
+        """What is due after a step: collecting garbage, progress, evaluation, a checkpoint."""
+        self.collector.between_steps(step)
+        if self._due(step, self.config.logging.log_interval):
+            self._report(step)
+        if self._due(step, self.config.evaluation.eval_interval):
+            with self._timed("eval_seconds"):
+                self._evaluate(step)
+        if self._checkpoint_due(step):
+            with self._timed("checkpoint_seconds"):
+                self._save_checkpoint(step)
 
     def _due(self, step: int, interval: int) -> bool:
         return (step + 1) % interval == 0 or step + 1 == self.config.training.steps
@@ -141,6 +218,12 @@ class Trainer:
         start = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - start
+        self._uncounted()
+
+    def _uncounted(self) -> None:
+        """What happened since the last step is no part of the next one's time and memory."""
+        if self.ranks.is_first:
+            self.recorder.interrupted()
 
     def _open_run_directory(self) -> int:
         """Make the directory anew, or as it was at the newest checkpoint; return the first step to take."""
@@ -152,8 +235,11 @@ class Trainer:
         parallel.wait_for_all()
         done = 0
         if self.config.saving.checkpoint_interval:
-            done = self.checkpoints.restore(self.model, self.optimizer, self.directory)
+            extra = {"loss_scale": self.step.loss_scale} if self.step.loss_scale else {}
+            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, extra)
         if self.ranks.is_first:
+            for event in self.events:
+                rundir.append_event(self.directory, **event)
             environment = describe(self.ranks.device, self.ranks.world_size)
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
@@ -169,64 +255,73 @@ class Trainer:
     def _tokens_seen(self, step: int) -> int:
         return (step + 1) * self.config.training.batch_size * self.config.model.context
 
-    def _one_step(self, step: int, batch, *, measure: bool) -> None:
+    def _one_step(self, batch) -> None:
         device = self.ranks.device
-        clock = probes.StepClock(device)
-        start = clock.now()
-        inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
-        targets = batch.targets.to(device, non_blocking=True).split(self.micro)
+        with part("data"):
+            inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
+            targets = batch.targets.to(device, non_blocking=True).split(self.micro)
         micro_batches = list(zip(inputs, targets, strict=True))
-        measured = self._measured_step(batch, micro_batches) if measure else self.step(step, micro_batches)
+        is_measured = batch.step == self.measured_step
+        measured = (
+            self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
+        )
+        self.steps_taken = batch.step + 1
         if self.ranks.is_first:
-            self.recorder.add(step, measured, start, clock.now())
+            self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
+            if is_measured:
+                self._uncounted()
 
     def _measured_step(self, batch, micro_batches) -> dict:
-        """The step whose memory is measured, and from which the ledger is written."""
-        calls = ledger.SdpaCalls()
-        watched = calls if self.config.compile.compile == "none" else contextlib.nullcontext()
-        with self.memory.measured(self.step, micro_batches), watched:
+        """The step whose memory and operations are looked at, and from which the ledger is written."""
+        operations, model = Operations(), parallel.unwrapped(self.model)
+        model.loss.forget()
+        with self.memory.measured(self.step, micro_batches), operations:
             measured = self.step(batch.step, micro_batches)
-        seen = ledger.Observed(
+        ladder.check_limit(self.memory.peak_bytes, self.config.memory)
+        self.seen = observed.Observed(
             ranks=self.ranks,
             accumulation=len(micro_batches),
             targets=int(measured["targets"].item()),
             sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
-            sdpa_calls=calls.count,
-            logits_dtype=self.step.logits_dtype,
-            parameter_device=next(self.model.parameters()).device,
+            operations=operations,
+            loss=losses.lines(model.loss, self.micro * self.config.model.context),
+            operand_dtype=model.loss.operand_dtype,
+            stream_dtype=model.stream_dtype,
         )
-        book = ledger.of_run(
-            self.config,
-            seen,
-            tokens=self.tokens,
-            order=self.order,
-            optimizer=self.optimizer,
-            memory=self.memory,
-        )
-        if self.ranks.is_first:
-            rundir.write_json(self.directory / "ledger.json", book.as_dict())
+        self._write_ledger()
         return measured
+
+    def _write_ledger(self) -> None:
+        lines = observed.of_run(self.config, self.seen, self)
+        if self.ranks.is_first:
+            rundir.write_json(self.directory / "ledger.json", as_dict(lines))
 
     def _report(self, step: int) -> None:
         if not self.ranks.is_first:
             return
-        rows = self.recorder.flush()
+        rows = self.recorder.flush(wait=step + 1 == self.config.training.steps)
+        if not rows:
+            return  # the device has finished none of them yet
         seconds = probes.steady([row["step_seconds"] for row in rows])
-        left = (self.config.training.steps - step - 1) * seconds
+        last = rows[-1]
+        left = (self.config.training.steps - last["step"] - 1) * seconds
         probes.progress_line(
             event="step",
             study=self.config.run.study,
             run=self.config.run.run,
             seed=self.config.run.seed,
-            step=step + 1,
+            step=last["step"] + 1,
             steps=self.config.training.steps,
-            train_loss=round(rows[-1]["train_loss"], 4),
-            lr=rows[-1]["lr"],
+            train_loss=round(last["train_loss"], 4),
+            lr=last["lr"],
             tokens_per_second=round(self._tokens_seen(0) / seconds),
             seconds_left=round(left, 1),
         )
 
     def _evaluate(self, step: int) -> None:
+        on_gpu = self.ranks.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.ranks.device)
         loss, _ = mean_loss(
             self.model,
             self.tokens.validation,
@@ -234,6 +329,9 @@ class Trainer:
             self.ranks,
             limit=self.config.evaluation.eval_tokens,
         )
+        if on_gpu:
+            peak = torch.cuda.max_memory_allocated(self.ranks.device)
+            self.eval_peak_bytes = max(peak, self.eval_peak_bytes or 0)
         if self.ranks.is_first:
             self.evals.append([{"step": step, "tokens_seen": self._tokens_seen(step), "val_loss": loss}])
             probes.progress_line(
@@ -247,9 +345,11 @@ class Trainer:
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
             self.recorder.flush()
-        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory)
+        extra = {"loss_scale": self.step.loss_scale} if self.step.loss_scale else {}
+        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, extra)
 
     def _finish(self) -> None:
+        self._write_ledger()
         weights = full_weights(self.model)
         if self.ranks.is_first:
             from safetensors.torch import save_file
@@ -276,6 +376,7 @@ class Trainer:
             "step_seconds_median": seconds,
             "tokens_per_second": self._tokens_seen(0) / seconds,
             "peak_memory_gib": peak,
+            "eval_peak_memory_gib": _scaled(self.eval_peak_bytes, 2**30),
             "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
             "train_seconds": sum(float(row["step_seconds"]) for row in rows),
             **self.seconds,

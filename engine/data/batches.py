@@ -7,6 +7,7 @@ random state that outlives a call.
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 
 from engine.errors import ConfigError
+from engine.ledger import Line
+from engine.profiling import part
 
 IGNORED = -100  # target that no loss counts; torch's cross_entropy skips it by default
 
@@ -97,10 +100,11 @@ class Batch(NamedTuple):
     sample_ids: np.ndarray  # (B,)
     inputs: torch.Tensor
     targets: torch.Tensor
+    wait_seconds: float = 0.0  # host time that the consumer waited for it
 
 
 class Prefetcher:
-    """Iterates over the batches of steps first_step .. last_step - 1, preparing a few ahead in a thread.
+    """Iterates over the batches of steps first_step .. last_step - 1, preparing `depth` ahead in a thread.
 
     For a CUDA device the tensors are in pinned memory, so that `.to(device, non_blocking=True)` overlaps with
     compute. An exception in the thread is raised again where the batch is asked for. Use it in a `with`
@@ -123,7 +127,10 @@ class Prefetcher:
         if device.type == "cuda":  # a new thread would otherwise pin through GPU 0
             self._cuda = torch.cuda.current_device() if device.index is None else device.index
         self._order, self._steps, self._rank, self._world = order, range(first_step, last_step), rank, world
-        self._ready: queue.Queue = queue.Queue(maxsize=depth)
+        self.depth = depth
+        self.most_ahead = self._made = self._taken = 0  # batches; most_ahead: made and not yet taken
+        self._ready: queue.SimpleQueue = queue.SimpleQueue()
+        self._free = threading.Semaphore(depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
@@ -134,9 +141,13 @@ class Prefetcher:
     def __next__(self) -> Batch:
         if self._stopped.is_set():
             raise StopIteration
-        item = self._ready.get()
+        start = time.perf_counter()
+        with part("data"):
+            item = self._ready.get()
         if isinstance(item, Batch):
-            return item
+            self._taken += 1
+            self._free.release()
+            return item._replace(wait_seconds=time.perf_counter() - start)
         self.close()
         raise StopIteration if item is None else item
 
@@ -149,6 +160,7 @@ class Prefetcher:
     def close(self) -> None:
         """Stop the thread and wait for it. May be called more than once."""
         self._stopped.set()
+        self._free.release()
         self._thread.join()
 
     def _run(self) -> None:
@@ -156,11 +168,16 @@ class Prefetcher:
             if self._cuda is not None:
                 torch.cuda.set_device(self._cuda)
             for step in self._steps:
-                if not self._put(self._make(step)):
+                self._free.acquire()
+                if self._stopped.is_set():
                     return
-            self._put(None)
+                batch = self._make(step)
+                self._made += 1
+                self.most_ahead = max(self.most_ahead, self._made - self._taken)
+                self._ready.put(batch)
+            self._ready.put(None)
         except BaseException as error:  # the consumer raises it
-            self._put(error)
+            self._ready.put(error)
 
     def _make(self, step: int) -> Batch:
         ids = self._order.rank_slice(step, self._rank, self._world)
@@ -169,15 +186,11 @@ class Prefetcher:
             inputs, targets = inputs.pin_memory(), targets.pin_memory()
         return Batch(step, ids, inputs, targets)
 
-    def _put(self, item) -> bool:
-        """Hand over `item`; False if `close` was called first."""
-        while not self._stopped.is_set():
-            try:
-                self._ready.put(item, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def lines(self, wanted: int) -> list[Line]:
+        """How many batches are prepared ahead, against the `wanted`."""
+        how = f"batches that may wait; at most {self.most_ahead} did, made and not yet taken"
+        agrees = 1 <= self.most_ahead <= self.depth == wanted
+        return [Line("prefetch", str(wanted), str(self.depth), how, agrees)]
 
 
 def eval_windows(n_tokens: int, context: int, stride: int) -> np.ndarray:

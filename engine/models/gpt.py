@@ -1,84 +1,57 @@
 """GPT: a decoder-only transformer. What it computes, not how it is spread over devices or memory.
 
 Pre-norm follows GPT-2 (Radford et al. 2019): x + f(LN(x)), with a last layer norm before the head. Post-norm
-follows Vaswani et al. 2017: LN(x + f(x)), without one. Positions are learned; the MLP is GELU (exact), 4× wide.
+follows Vaswani et al. 2017: LN(x + f(x)), without one. The parts are in attention.py, latent.py, mlp.py and
+positions.py.
 """
 
+import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from engine.errors import ConfigError
+from engine.models.attention import Cache, MultiHead
+from engine.models.latent import Latent
+from engine.models.mlp import MLP
+from engine.models.positions import Rotary, Sinusoids
+from engine.objectives import NextToken
 
 INIT_STD = (
     0.02  # of all matrices and embeddings; projections into the residual stream are scaled down (GPT-2)
 )
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention, by SDPA or written out."""
-
-    def __init__(self, width: int, heads: int, *, bias: bool, dropout: float, implementation: str):
-        super().__init__()
-        self.heads, self.dropout, self.implementation = heads, dropout, implementation
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, T, C) → (B, T, C)
-        batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, C/H)
-        dropout = self.dropout if self.training else 0.0
-        if self.implementation == "sdpa":
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        else:
-            y = manual_attention(q, k, v, dropout)
-        return self.out(y.transpose(1, 2).reshape(batch, length, width))
-
-
-def manual_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
-    """softmax(q kᵀ / √d, causal) v for (B, H, T, d) tensors; the scores exist whole, as (B, H, T, T)."""
-    length = q.size(-2)
-    scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))  # (B, H, T, T)
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
-    return F.dropout(weights, dropout).to(v.dtype) @ v
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int, *, bias: bool):
-        super().__init__()
-        self.up = nn.Linear(width, 4 * width, bias=bias)
-        self.out = nn.Linear(4 * width, width, bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(F.gelu(self.up(x)))
-
-
 class Block(nn.Module):
-    """One transformer layer with its two residual branches."""
+    """One transformer layer with its two residual branches. The stream keeps the dtype it comes in."""
 
-    def __init__(self, s):
+    def __init__(self, s, rotary: nn.Module | None):
         super().__init__()
         self.norm_placement = s.norm_placement
         self.norm1 = nn.LayerNorm(s.width, bias=s.bias)
-        self.attention = Attention(
-            s.width, s.heads, bias=s.bias, dropout=s.dropout, implementation=s.attention
-        )
+        self.attention = (Latent if s.attention_form == "latent" else MultiHead)(s, rotary)
         self.norm2 = nn.LayerNorm(s.width, bias=s.bias)
-        self.mlp = MLP(s.width, bias=s.bias)
+        self.mlp = MLP(s.width, s.activation, bias=s.bias)
         self.dropout = nn.Dropout(s.dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, T, C)
+    def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:  # (B, T, C)
         if self.norm_placement == "pre":
-            x = x + self.dropout(self.attention(self.norm1(x)))
-            return x + self.dropout(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x)))
-        return self.norm2(x + self.dropout(self.mlp(x)))
+            x = x + self.dropout(self.attention(self.norm1(x), cache)).to(x.dtype)
+            return x + self.dropout(self.mlp(self.norm2(x))).to(x.dtype)
+        # Under autocast a norm gives fp32, which here would widen the stream.
+        x = self.norm1(x + self.dropout(self.attention(x, cache))).to(x.dtype)
+        return self.norm2(x + self.dropout(self.mlp(x))).to(x.dtype)
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) → logits (B, T, V), and the output RMS of the blocks in `norm_layers`.
+    """Token ids (B, T) → logits (B, T, V), or with targets (B, T) their summed loss, in nats; and the output RMS of
+    the blocks in `norm_layers`.
+
+    `loss` is a module (hidden (B, T, C), head_weight, targets) → scalar; the trainer installs the run's.
+    Rows of the vocabulary beyond V are padding: zero, and never predicted.
 
     The norms are computed here, outside the blocks, so that activation checkpointing and torch.compile
     see plain tensors and nothing is computed twice.
@@ -86,36 +59,111 @@ class GPT(nn.Module):
 
     def __init__(self, s, vocabulary_size: int, norm_layers: tuple[int, ...] = ()):
         super().__init__()
-        self.context, self.norm_layers = s.context, norm_layers
-        self.token_embedding = nn.Embedding(vocabulary_size, s.width)
-        self.position_embedding = nn.Embedding(s.context, s.width)
+        # Before torch's own initial weights draw as many numbers as there are elements.
+        seed = torch.randint(2**31, (), device="cpu").item()
+        self.context, self.norm_layers, self.vocabulary_size = s.context, norm_layers, vocabulary_size
+        rows = -(-vocabulary_size // s.pad_vocabulary_to) * s.pad_vocabulary_to
+        self.token_embedding = nn.Embedding(rows, s.width)
+        self.position_embedding = {
+            "learned": lambda: nn.Embedding(s.context, s.width),
+            "sinusoidal": lambda: Sinusoids(s.context, s.width, rms=INIT_STD),
+            "rotary": lambda: None,
+        }[s.positions]()
+        rotated = s.latent_width if s.attention_form == "latent" else s.width // s.heads
+        rotary = Rotary(s.context, rotated) if s.positions == "rotary" else None
         self.dropout = nn.Dropout(s.dropout)
-        self.layers = nn.ModuleList(Block(s) for _ in range(s.layers))
+        self.layers = nn.ModuleList(Block(s, rotary) for _ in range(s.layers))
         self.norm = nn.LayerNorm(s.width, bias=s.bias) if s.norm_placement == "pre" else nn.Identity()
-        self.head = None if s.tie_embeddings else nn.Linear(s.width, vocabulary_size, bias=False)
-        self._initialise()
+        self.head = None if s.tie_embeddings else nn.Linear(s.width, rows, bias=False)
+        self.stream_in_bf16 = s.residual_precision == "bf16"
+        self.stream_dtype: torch.dtype | None = None  # of the stream, as last seen before the last norm
+        self.loss = NextToken(vocabulary_size)
+        self._initialise(seed)
 
-    def _initialise(self) -> None:
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """Draw every parameter from a generator of its own, made from `seed` and its name.
+
+        So a weight is the same in every model that has it, whatever else the models have: paired seeds start alike.
+        """
+        into_stream = INIT_STD / math.sqrt(2 * len(self.layers))
         for name, p in self.named_parameters():
-            if p.dim() >= 2:
-                residual = name.endswith(("attention.out.weight", "mlp.out.weight"))
-                nn.init.normal_(p, std=INIT_STD / math.sqrt(2 * len(self.layers)) if residual else INIT_STD)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
+            if p.dim() == 1:
+                (nn.init.zeros_ if name.endswith("bias") else nn.init.ones_)(p)
+                continue
+            std = into_stream if name.endswith(("attention.out.weight", "mlp.out.weight")) else INIT_STD
+            if p.dim() == 3:  # a map within each head: what it maps keeps its variance
+                std = p.size(1) ** -0.5
+            real = self.vocabulary_size if name in ("token_embedding.weight", "head.weight") else p.size(0)
+            nn.init.normal_(p[:real], std=std, generator=_generator(seed, name))
+            p[real:] = 0.0  # padding
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        positions = torch.arange(tokens.size(1), device=tokens.device)
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))  # (B, T, C)
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The output head's weight (rows ≥ V, C)."""
+        return self.token_embedding.weight if self.head is None else self.head.weight
+
+    def features(
+        self, tokens: torch.Tensor, caches: Sequence[Cache] | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Tokens (B, T) → (the stream after the last norm (B, T, C), norms); under autocast in its dtype.
+
+        With caches, one a block, the tokens follow those that the caches have seen.
+        """
+        start = caches[0].length if caches else 0
+        x = self.token_embedding(tokens)  # (B, T, C)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(torch.arange(start, start + tokens.size(1), device=tokens.device))
+        x = self.dropout(x.bfloat16() if self.stream_in_bf16 else x)
         norms = []
         for i, block in enumerate(self.layers):
-            x = block(x)
+            x = block(x, caches[i]) if caches else block(x)
             if i in self.norm_layers:
                 norms.append(x.detach().float().square().mean().sqrt())
-        x = self.norm(x)
-        logits = F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
-        return logits, norms
+        self.stream_dtype = x.dtype
+        return _as_operand(self.norm(x)), norms
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
+        hidden, norms = self.features(tokens)
+        if targets is None:
+            return self.logits(hidden), norms
+        return self.loss(hidden, self.head_weight, targets), norms
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, C) → (…, V)."""
+        return F.linear(hidden, self.head_weight)[..., : self.vocabulary_size]
+
+
+def _as_operand(x: torch.Tensor) -> torch.Tensor:
+    """What autocast makes of `x` when a matrix product reads it: a norm gives fp32, twice the memory."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def problems(s) -> list[str]:
+    """What cannot be built from these settings, beyond the rules between settings in engine/config.py."""
+    found = []
+    latent = s.attention_form == "latent"
+    name, rotated = ("latent_width", s.latent_width) if latent else ("width / heads", s.width // s.heads)
+    if s.positions == "rotary" and rotated % 2:
+        found.append(
+            f"positions = 'rotary': {name} = {rotated}: must be even, because features turn in pairs"
+        )
+    if latent and s.reciprocal_alpha and s.attention != "manual":
+        found.append(
+            f"reciprocal_alpha = {s.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
+            f"{s.attention!r}"
+        )
+    return found
 
 
 def build(settings, vocabulary_size: int, norm_layers: tuple[int, ...] = ()) -> GPT:
-    """A GPT with weights drawn from torch's global generator: seed it first."""
+    """A GPT with weights drawn from torch's global generator: seed it first. Raises ConfigError."""
+    if found := problems(settings):
+        raise ConfigError(found)
     return GPT(settings, vocabulary_size, norm_layers)

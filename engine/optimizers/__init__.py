@@ -1,4 +1,9 @@
-"""OPTIMIZERS: name → module. To add one: a file with `build(groups, settings)`, and its line here."""
+"""OPTIMIZERS: name → module. To add one: a file with `build(groups, settings)`, and its line here.
+
+This module imports no torch: the settings are checked before anything heavy is loaded.
+"""
+
+import importlib.util
 
 OPTIMIZERS = {
     "adamw": "engine.optimizers.adamw",
@@ -6,3 +11,27 @@ OPTIMIZERS = {
     "adamw8bit": "engine.optimizers.adamw8bit",
     "sgd": "engine.optimizers.sgd",
 }
+LIBRARIES = {"adamw8bit": "bitsandbytes"}  # optimizer → the library that it needs, beyond torch
+
+
+def is_installed(library: str) -> bool:
+    """Whether `import library` would find it; it is not imported."""
+    return importlib.util.find_spec(library) is not None
+
+
+def missing_library(settings) -> str | None:
+    """What stops a run with these optimizer settings for want of a library; None if nothing does."""
+    library = LIBRARIES.get(settings.optimizer)
+    if library is None or settings.optimizer_fallback != "none" or is_installed(library):
+        return None
+    return (
+        f"optimizer = {settings.optimizer!r}: needs {library}, which is not installed: "
+        f'pip install {library}, or set optimizer_fallback = "adamw"'
+    )
+
+
+def lines(settings, optimizer) -> list:
+    """The ledger's lines about an optimizer that has taken a step: see engine/optimizers/observe.py."""
+    from engine.optimizers import observe
+
+    return observe.lines(settings, optimizer)

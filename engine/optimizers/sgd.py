@@ -4,6 +4,15 @@ import torch
 
 
 def build(groups: list[dict], settings) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    """The momentum starts as zeros, which gives torch's own first step exactly.
+
+    Torch would make it in the first step, and leave it uninitialised where fp16 skips that step.
+    """
+    optimizer = torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
     )
+    if settings.momentum:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer

@@ -1,13 +1,13 @@
-"""Two processes train what one does: DDP and FSDP2 change where the work is done, and no number.
+"""Several processes train what one does: how work is divided over them changes no number.
 
-Started by torchrun as a user would, over gloo on the CPU, with a rendezvous on a free port.
+Over gloo on the CPU. All runs are trained by one start of forked.py.
 """
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from engine_runs import Lab, assert_same_weights, column, events, ledger, read_json, rows, untimed, weights
 
 from engine.data.batches import eval_windows
@@ -15,134 +15,202 @@ from engine.data.prepare import open_tokens
 
 pytestmark = pytest.mark.slow
 
-PROBED = Path(__file__).with_name("probed_train.py")
-# Clipping acts (the norm is far above it); two micro-batches a rank; dropout is off, because its random
-# numbers belong to a rank.
+FORKED = Path(__file__).with_name("forked.py")
+# Clipping acts now and then; a rank has at least two micro-batches; dropout is off, because its random numbers
+# belong to a rank. Adam divides by the root of the second moment: with a small epsilon it blows the rounding of
+# gradients that are nearly 0 up to the size of a step, and the runs drift apart.
 RUN = {
-    "steps": 8,
+    "steps": 50,
     "batch_size": 8,
     "micro_batch_size": 2,
     "clip_norm": 0.5,
-    "lr": 5e-3,
+    "epsilon": 1e-4,
     "warmup_steps": 2,
-    "eval_interval": 4,
+    "eval_interval": 25,
     "eval_batch_size": 4,
     "activation_norm_layers": [0, 1],
+    "pad_vocabulary_to": 4,
 }
-WAYS = {
-    "ddp": {"data_parallel": "ddp", "activation_checkpointing": "full"},
-    "fsdp": {"data_parallel": "fsdp", "checkpoint_interval": 3, "processes": 2},
+SHARDED = {"data_parallel": "fsdp"}
+HYBRID = {"data_parallel": "hsdp"}
+SPLIT = {"tensor_parallel": 2}
+WAYS = {  # name: (processes, settings, the ledger's words)
+    "ddp": (2, {"activation_checkpointing": "full"}, "ddp over 2 ranks"),
+    "fsdp": (2, {**SHARDED, "processes": 2}, "fsdp over 2 ranks"),
+    "fsdp_kept": (2, {**SHARDED, "reshard_after_forward": False}, "fsdp over 2 ranks"),
+    "hsdp": (4, {**HYBRID, "micro_batch_size": 1}, "hsdp, 2 replicas of 2 shards"),
+    "tensor": (2, {**SPLIT, "micro_batch_size": 4}, "tensor parallel over 2 ranks"),
+    "fsdp_tensor": (
+        4,
+        {**SHARDED, **SPLIT},
+        "fsdp over 2 ranks × tensor parallel over 2 ranks",
+    ),
 }
+# Another model, in which nothing of the first is left, and a loss that never has all logits.
+OTHER = {
+    "steps": 10,
+    "width": 48,
+    "tie_embeddings": False,
+    "bias": False,
+    "norm_placement": "post",
+    "positions": "rotary",
+    "activation": "swiglu",
+    "loss_kernel": "chunked",
+    "loss_chunk_tokens": 24,
+}
+OTHER_WAYS = {"other_tensor": (2, {**SPLIT, "micro_batch_size": 4})}
+# Interrupted before the last step, and resumed from the checkpoint before.
+RESUMED = {
+    "resumed_fsdp": (2, SHARDED),
+    "resumed_fsdp_tensor": (4, {**SHARDED, **SPLIT}),
+}
+SHORT = {"steps": 4, "eval_interval": 2, "eval_tokens": 100, "checkpoint_interval": 2}
 
 
-def launched(lab: Lab, way: str, stop_at: str = ""):
-    """Train in two processes with the probes; what torchrun said."""
-    lab.directory.joinpath("log").mkdir(exist_ok=True)
-    arguments = [lab.file(run=way, **RUN, **WAYS[way]), "log", *([stop_at] if stop_at else [])]
-    return lab.start(str(PROBED), *arguments, processes=2)
+def plan(lab: Lab) -> list[dict]:
+    """The runs for forked.py, each with its TOML file."""
+
+    def run(name: str, processes: int, settings: dict, **how) -> dict:
+        lab.file(run=name, **{**RUN, **settings})
+        file = (lab.directory / "run.toml").rename(lab.directory / f"{name}.toml")
+        return {"name": name, "processes": processes, "file": file.name, **how}
+
+    runs = [run(name, n, settings) for name, (n, settings, _) in WAYS.items()]
+    runs += [run("other", 1, OTHER)]
+    runs += [run(name, n, {**OTHER, **settings}) for name, (n, settings) in OTHER_WAYS.items()]
+    runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
+    for name, (n, settings) in RESUMED.items():
+        stopped = run(name, n, {**SHORT, **settings}, stop_at=3)
+        runs += [run(f"{name}_whole", n, {**SHORT, **settings}), stopped]
+        runs += [{"name": f"{name}_again", "processes": n, "file": stopped["file"]}]
+    return [run("one", 1, {}), *runs, run("refused", 2, {"batch_size": 6, "processes": 3})]
+
+
+def forked(lab: Lab, runs: list[dict]) -> subprocess.CompletedProcess:
+    (lab.directory / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    return lab.start(str(FORKED), "runs.json")
+
+
+class Trained:
+    """What the runs left."""
+
+    def __init__(self, lab: Lab):
+        self.lab, self.done = lab, forked(lab, plan(lab))
+        assert self.done.returncode == 0, self.done.stderr
+        self.exits = read_json(lab.directory / "exits.json")
+
+    def run(self, name: str) -> Path:
+        """The directory of a run that is complete."""
+        assert set(self.exits[name]) == {0}, self.done.stderr
+        return self.lab.directory / f"results/by_hand/{name}-1"
+
+    def writes(self, name: str, rank: int) -> list[str]:
+        return read_json(self.lab.directory / f"writes-{name}-{rank}.json")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """One lab in which the same run was trained by one process, and by two in each way."""
-    with pytest.MonkeyPatch.context() as patch:
-        lab = Lab(tmp_path_factory.mktemp("lab"))
-        patch.chdir(lab.directory)
-        lab.train(run="one", **RUN)
-        written = {}
-        for way in WAYS:
-            done = launched(lab, way)
-            assert done.returncode == 0, done.stderr
-            written[way] = [
-                json.loads((lab.directory / f"log/writes-{rank}.json").read_text()) for rank in (0, 1)
-            ]
-    results = lab.directory / "results/by_hand"
-    return lab, {way: results / f"{way}-1" for way in ("one", *WAYS)}, written
+def trained(tmp_path_factory) -> Trained:
+    return Trained(Lab(tmp_path_factory.mktemp("lab")))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_losses_and_gradient_norms_are_those_of_one_process(trained, way):
-    _, runs, _ = trained
+def assert_same_numbers(one: Path, other: Path) -> None:
     for name in ("train_loss", "grad_norm", "lr", "activation_norm_0", "activation_norm_1"):
-        assert column(runs[way], name) == pytest.approx(column(runs["one"], name), rel=1e-5)
-    assert min(column(runs["one"], "grad_norm")) > 2 * RUN["clip_norm"]
-    assert column(runs[way], "tokens_seen") == column(runs["one"], "tokens_seen")
+        assert column(other, name) == pytest.approx(column(one, name), rel=1e-5), name
+    assert column(other, "tokens_seen") == column(one, "tokens_seen")
+    expected, found = weights(one), weights(other)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        difference = (found[name] - tensor).norm() / tensor.norm()
+        assert difference < 1e-5, (name, difference)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_final_weights_are_those_of_one_process(trained, way):
-    _, runs, _ = trained
-    one, two = weights(runs["one"]), weights(runs[way])
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        # Adam divides by the root of a tiny second moment: rounding shows where a gradient is nearly 0.
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=2e-6, msg=name)
-    assert max((two[name] - tensor).abs().max() for name, tensor in one.items()) < 0.001 * RUN["lr"]
+def test_losses_gradient_norms_and_weights_are_those_of_one_process(trained, way):
+    one = trained.run("one")
+    assert_same_numbers(one, trained.run(way))
+    norms = column(one, "grad_norm")
+    assert max(norms) > 2 * RUN["clip_norm"] and len(norms) == 50
+    assert column(one, "train_loss")[-1] < column(one, "train_loss")[0] - 0.5
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_another_model_and_loss_are_split_right_too(trained, way):
+    assert_same_numbers(trained.run("other"), trained.run(way))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_uneven_tail_is_evaluated_once(trained, way):
-    lab, runs, _ = trained
-    windows = len(eval_windows(len(open_tokens(lab.directory / "tokens/by_hand").validation), 16, 16))
+    windows = len(eval_windows(len(open_tokens(trained.lab.directory / "tokens/by_hand").validation), 16, 16))
     assert 0 < windows % (2 * 4) < 4  # in the last batches one rank has few windows and the other none
-    found = [[float(row["val_loss"]) for row in rows(runs[name] / "evals.csv")] for name in ("one", way)]
+    assert 0 < windows % (4 * 4) < 12
+    found = [
+        [float(row["val_loss"]) for row in rows(trained.run(name) / "evals.csv")] for name in ("one", way)
+    ]
     assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_ledger_agrees_and_tells_the_replicas(trained, way):
-    _, runs, _ = trained
-    lines = ledger(runs[way])
+def test_the_ledger_agrees_and_tells_how_the_model_lies(trained, way):
+    processes, settings, words = WAYS[way]
+    lines = ledger(trained.run(way))
     assert [what for what, line in lines.items() if not line["agrees"]] == []
-    assert lines["processes"]["in_effect"] == "2"
-    assert "micro-batch 2 × accumulation 2 × replicas 2, 128 tokens a step" in lines["batch_size"]["how"]
-    assert read_json(runs[way] / "env.json")["processes"] == 2
-    counts = [read_json(runs[name] / "metrics.json")["parameters"] for name in ("one", way)]
+    assert lines["sharding"]["in_effect"] == words
+    assert lines["processes"]["in_effect"] == str(processes)
+    replicas = processes // settings.get("tensor_parallel", 1)
+    micro = settings.get("micro_batch_size", RUN["micro_batch_size"])
+    batch = f"micro-batch {micro} × accumulation {8 // replicas // micro} × replicas {replicas}, 128 tokens a step"
+    assert batch in lines["batch_size"]["how"]
+    assert lines["samples"]["in_effect"] == "8 distinct"
+    if way.startswith(("fsdp", "hsdp")):
+        freed = 0 if way == "fsdp_kept" else 2
+        assert lines["reshard_after_forward"]["in_effect"] == f"{freed} of 2 blocks freed"
+    assert read_json(trained.run(way) / "env.json")["processes"] == processes
+    counts = [read_json(trained.run(name) / "metrics.json")["parameters"] for name in ("one", way)]
     assert counts[0] == counts[1]
 
 
+def test_a_run_that_was_not_spread_is_told_by_its_ledger(trained):
+    line = ledger(trained.run("unspread"))["sharding"]
+    assert line["in_effect"] == "not spread: 2 ranks hold it whole" and not line["agrees"]
+
+
 def test_memory_is_one_ranks_own(trained):
-    _, runs, _ = trained
-    kept = {way: read_json(run / "metrics.json")["activation_mib"] for way, run in runs.items()}
+    kept = {
+        way: read_json(trained.run(way) / "metrics.json")["activation_mib"]
+        for way in ("one", "ddp", "fsdp", "fsdp_kept")
+    }
     assert kept["ddp"] < 0.7 * kept["one"]  # full activation checkpointing; gradient buckets do not count
     # FSDP2 frees the blocks after the forward pass, and keeps the root whole: embeddings and the last norm.
     root = ((256 + 16) * 32 + 2 * 32) * 4 / 2**20
     assert kept["fsdp"] == pytest.approx(kept["one"] + root, rel=0.01)
+    blocks = 2 * (12 * 32**2 + 13 * 32) * 4 / 2**20
+    assert kept["fsdp_kept"] == pytest.approx(kept["fsdp"] + blocks, rel=0.01)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_only_the_first_process_writes_results(trained, way):
-    _, runs, written = trained
-    first, second = written[way]
-    assert second == []
+    first, *others = [trained.writes(way, rank) for rank in range(WAYS[way][0])]
+    assert not any(others)
     opened = {entry.split("/")[-1].removesuffix(".partial") for entry in first if entry.startswith("open ")}
     # safetensors writes past Python's own open
-    assert opened >= {path.name for path in runs[way].iterdir()} - {"model.safetensors"}
+    assert opened >= {path.name for path in trained.run(way).iterdir()} - {"model.safetensors"}
 
 
-def test_an_interrupted_sharded_run_ends_bit_for_bit_like_one_that_was_not(trained):
-    lab, runs, _ = trained
-    run = runs["fsdp"]
-    expected = untimed(run / "steps.csv"), untimed(run / "evals.csv"), weights(run)
-    stopped = launched(lab, "fsdp", stop_at="7")
-    assert stopped.returncode != 0 and "stopped by the test" in stopped.stderr
-    assert not (run / "metrics.json").exists()
-    again = launched(lab, "fsdp")
-    assert again.returncode == 0, again.stderr
-    assert events(run) == [{"event": "resumed", "step": 6}]
-    assert (untimed(run / "steps.csv"), untimed(run / "evals.csv")) == expected[:2]
-    assert_same_weights(weights(run), expected[2])
-    assert list((lab.directory / "checkpoints").iterdir()) == []
+@pytest.mark.parametrize("way", RESUMED)
+def test_an_interrupted_sharded_run_ends_bit_for_bit_like_one_that_was_not(trained, way):
+    whole, run = trained.run(f"{way}_whole"), trained.run(f"{way}_again").with_name(f"{way}-1")
+    assert set(trained.exits[way]) == {1}, trained.done.stderr
+    assert events(run) == [{"event": "resumed", "step": 2}]
+    for name in ("steps.csv", "evals.csv"):
+        assert untimed(run / name) == untimed(whole / name)
+    assert_same_weights(weights(run), weights(whole))
+    assert list((trained.lab.directory / "checkpoints").iterdir()) == []
 
 
 def test_another_number_of_processes_than_asked_for_is_refused(trained):
-    lab, _, _ = trained
-    file = lab.file(run="three", batch_size=6, processes=3)
-    done = lab.start("-m", "engine.train", file, processes=2)
-    assert done.returncode != 0 and "exitcode  : 2 " in done.stderr
+    assert trained.exits["refused"] == [2, 2]
     assert (
         "processes = 3, but 2 were launched: use torchrun --nproc-per-node 3, or set processes = 0"
-        in done.stderr
+        in trained.done.stderr
     )
-    assert "engine/parallel.py" not in done.stderr  # torchrun shows its own traceback, but none of ours
-    assert not (lab.directory / "results/by_hand/three-1").exists()
+    assert not (trained.lab.directory / "results/by_hand/refused-1").exists()

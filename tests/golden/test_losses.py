@@ -27,6 +27,15 @@ PRESETS = {
     "manual_attention": {"attention": "manual"},
     "untied": {"tie_embeddings": False},
     "no_bias": {"bias": False},
+    "rotary_swiglu": {"positions": "rotary", "activation": "swiglu"},
+    "latent": {"attention_form": "latent", "latent_width": 16},
+    "reciprocal": {
+        "attention_form": "latent",
+        "latent_width": 16,
+        "attention": "manual",
+        "reciprocal_alpha": 0.5,
+        "reciprocal_window": 8,
+    },
     "sgd": {"optimizer": "sgd", "lr": 0.1, "clip_norm": 0.0, "schedule": "linear"},
 }
 VOCABULARY, STEPS = 97, 5

@@ -1,6 +1,7 @@
 """The data order: hand-computed windows, and nothing that depends on ranks, restarts or threads."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -143,6 +144,51 @@ def test_closing_ends_the_thread_with_batches_left():
     batches.close()
     assert "batches" not in {thread.name for thread in threading.enumerate()}
     assert list(batches) == []
+
+
+class Counted(TrainOrder):
+    """Counts its batches, and makes none before `go` is set."""
+
+    def __init__(self):
+        super().__init__(TOKENS, 8, 4, 7)
+        self.made, self.go = 0, threading.Event()
+
+    def gather(self, starts):
+        assert self.go.wait(60)
+        self.made += 1
+        return super().gather(starts)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_so_many_batches_are_prepared_ahead_and_no_more(depth):
+    o = Counted()
+    o.go.set()
+    with Prefetcher(o, first_step=0, last_step=100, depth=depth) as batches:
+        for taken in range(4):
+            wait_until(lambda taken=taken: o.made == taken + depth)
+            time.sleep(0.02)
+            assert o.made == taken + depth
+            next(batches)
+    (line,) = batches.lines(wanted=depth)
+    assert line.agrees and line.in_effect == str(depth) and f"at most {depth} did" in line.how
+    assert not batches.lines(wanted=depth + 1)[0].agrees
+
+
+def test_the_time_that_training_waits_for_a_batch_is_measured():
+    o = Counted()
+    with Prefetcher(o, first_step=0, last_step=100, depth=2) as batches:
+        threading.Timer(0.2, o.go.set).start()
+        assert 0.1 < next(batches).wait_seconds < 30
+        wait_until(lambda: o.made == 3)
+        time.sleep(0.02)
+        assert next(batches).wait_seconds < 0.1  # it was there
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -158,7 +158,7 @@ def test_checkpoints_go_to_the_users_cache_unless_told(monkeypatch, tmp_path):
 # --- damage
 
 
-@pytest.mark.parametrize("pattern", ["*.distcp", "random-0.pt", "steps.csv", ".metadata"])
+@pytest.mark.parametrize("pattern", ["*.distcp", "rank-0.pt", "steps.csv", ".metadata"])
 def test_a_flipped_byte_is_found_and_named_and_the_older_checkpoint_is_used(lab, interrupt, pattern):
     settings = {**PLAN, "dropout": 0.1}
     expected = outcome(lab.train(**settings))
@@ -271,13 +271,13 @@ def test_weights_optimizer_and_random_state_come_back_exactly(tmp_path, monkeypa
     model, optimizer = fresh(1)
     for _ in range(3):
         advance(model, optimizer)
-    checkpoints.save(3, model, optimizer, tmp_path)
+    checkpoints.save(3, model, optimizer, tmp_path, {})
     advance(model, optimizer)
     other, other_optimizer = fresh(2)
-    assert checkpoints.restore(other, other_optimizer, tmp_path) == 3
+    assert checkpoints.restore(other, other_optimizer, tmp_path, {}) == 3
     advance(other, other_optimizer)
     assert_same_weights(model.state_dict(), other.state_dict())
     assert [g["weight_decay"] for g in other_optimizer.param_groups] == [0.1, 0.0]
-    assert checkpoints.restore(*fresh(2), tmp_path) == 3
+    assert checkpoints.restore(*fresh(2), tmp_path, {}) == 3
     checkpoints.discard()
-    assert checkpoints.restore(*fresh(2), tmp_path) == 0
+    assert checkpoints.restore(*fresh(2), tmp_path, {}) == 0

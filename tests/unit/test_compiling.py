@@ -10,6 +10,7 @@ import torch
 from engine_runs import column, ledger, read_json
 
 from engine import compiling
+from engine.config import Compile
 
 CAN_COMPILE = (
     shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -53,7 +54,7 @@ def test_falling_back_to_eager_in_silence_is_refused(lab, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)
     with pytest.raises(RuntimeError, match="suppress_errors is on: a failed compile would run eagerly"):
         lab.train(compile="blocks")
-    compiling.apply(torch.nn.Module(), "none")  # no matter where nothing is compiled
+    compiling.apply(torch.nn.Module(), Compile())  # no matter where nothing is compiled
 
 
 def test_nothing_is_required_where_nothing_was_asked_for(monkeypatch):

@@ -7,14 +7,12 @@ import contextlib
 import dataclasses
 
 import pytest
-import torch
 from engine_runs import ledger, read_json
 
 from engine import step, trainer
 from engine.data.batches import TrainOrder
 from engine.data.prepare import open_tokens
-from engine.ledger import sdpa_backend
-from engine.models import gpt
+from engine.models import attention
 from engine.optimizers import OPTIMIZERS
 
 LINES = [
@@ -71,7 +69,7 @@ def test_lines_say_how_it_was_established(lab):
         in (lines["dataset"]["how"])
     )
     # Tied: (256 + 16)·32 embeddings and two blocks of 12·32² decay; biases and norms do not.
-    assert lines["optimizer"]["how"] == (
+    assert lines["weight_decay"]["how"] == (
         f"decay: {(256 + 16) * 32 + 2 * 12 * 32**2} parameters, weight decay 0.2; "
         f"no_decay: {2 * 13 * 32 + 2 * 32} parameters, weight decay 0.0"
     )
@@ -135,19 +133,25 @@ def test_compiling_that_nobody_asked_for(lab, monkeypatch):
     assert disagreeing(lab.train()) == ["compile"]
 
 
-def test_the_attention_kernel_is_looked_up_for_the_runs_own_shape(lab):
-    cpu = torch.device("cpu")
-    assert sdpa_backend(lab.config(), cpu) == "flash"
-    assert sdpa_backend(lab.config(dropout=0.1), cpu) == "math"  # the CPU's kernel has no dropout
+def test_the_attention_kernel_is_the_one_that_ran(lab):
+    assert ledger(lab.train())["attention"]["in_effect"] == "sdpa flash"
+    dropped = ledger(lab.train(dropout=0.1))["attention"]  # the CPU's flash kernel has no dropout
+    assert dropped["in_effect"] == "sdpa math" and dropped["agrees"]
+
+
+def test_a_kernel_that_was_not_the_one_asked_for(lab, monkeypatch):
+    monkeypatch.setattr(trainer, "select_attention", lambda *_: None)
+    run = lab.train(attention="math")
+    assert disagreeing(run) == ["attention"] and ledger(run)["attention"]["in_effect"] == "sdpa flash"
 
 
 def test_attention_is_what_the_model_called(lab, monkeypatch):
     assert ledger(lab.train())["attention"]["in_effect"] == "sdpa flash"
     assert ledger(lab.train(attention="manual"))["attention"]["in_effect"] == "manual"
     monkeypatch.setattr(
-        gpt.F,
+        attention.F,
         "scaled_dot_product_attention",
-        lambda q, k, v, is_causal, dropout_p: gpt.manual_attention(q, k, v, dropout_p),
+        lambda q, k, v, is_causal, dropout_p: attention.manual_attention(q, k, v, dropout_p),
     )
     run = lab.train()
     assert disagreeing(run) == ["attention"] and ledger(run)["attention"]["in_effect"] == "manual"

@@ -17,12 +17,15 @@ ROOMS = {  # room: the rooms it may import
     "engine": set(),
     "metrics": set(),
     "plots": {"metrics"},
+    "benchmarks": {"engine"},
 }
 FOREIGN = {  # library: the only places that may import it, by path from the repository
-    "torch": ["engine/"],
-    "torchtitan": ["engine/titan.py"],
+    "torch": ["engine/", "benchmarks/"],
+    "torchtitan": ["engine/titan.py", "benchmarks/peers/titan.py"],
+    "transformers": ["benchmarks/peers/hf.py"],
     "torch.distributed": [
         "engine/parallel.py",
+        "engine/tensor_parallel.py",
         "engine/titan.py",
         "engine/checkpoint.py",
         "engine/trainer.py",
@@ -36,7 +39,7 @@ FOREIGN = {  # library: the only places that may import it, by path from the rep
     "polars": ["metrics/", "plots/"],
     "rich": ["stages/"],
     "ruamel": ["stages/"],
-    "datasets": ["engine/data/"],
+    "datasets": ["engine/data/", "benchmarks/peers/titan.py"],
     "tokenizers": ["engine/data/"],
     "safetensors": ["engine/"],
 }

@@ -168,7 +168,7 @@ def test_activation_norms_are_over_the_whole_step():
 def test_bf16_computes_logits_in_bf16_over_fp32_weights_and_gradients():
     full, half = step_of(), step_of(precision="bf16")
     losses = [step(0, [batch()])["train_loss"] for step in (full, half)]
-    assert (full.logits_dtype, half.logits_dtype) == (torch.float32, torch.bfloat16)
+    assert (full.model.loss.operand_dtype, half.model.loss.operand_dtype) == (torch.float32, torch.bfloat16)
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}
     assert {g.dtype for g in half.optimizer.gradients.values()} == {torch.float32}
     assert losses[1].dtype == torch.float32 and losses[0] != losses[1]

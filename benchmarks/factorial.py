@@ -1,0 +1,183 @@
+"""Techniques alone and combined: each experiment is a base, and slots whose levels differ from it in some settings.
+
+A technique's effect alone is base + technique against base; its effect combined is everything on against
+everything on without it. So no combined effect is credited to one technique.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+from benchmarks.sizes import BEST
+
+ON = "on"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`slots`: {slot: {level: settings}}; a slot that is in no level is as in `base`."""
+
+    name: str
+    question: str
+    base: dict
+    slots: dict[str, dict[str, dict]]
+    all_on: dict[str, str] = field(
+        default_factory=dict
+    )  # slot → level, when everything is on; empty: only alone
+    swaps: bool = True  # also measure, with everything on, the levels that all_on does not have
+    crossed: bool = False  # instead of all that: every combination
+
+    def combinations(self) -> list[dict[str, str]]:
+        """The combinations to measure, {slot: level}, the base first, each once."""
+        if self.crossed:
+            choices = [[None, *levels] for levels in self.slots.values()]
+            found = [
+                {slot: level for slot, level in zip(self.slots, chosen, strict=True) if level}
+                for chosen in itertools.product(*choices)
+            ]
+        else:
+            alone = [{slot: level} for slot, levels in self.slots.items() for level in levels]
+            found = [{}, *alone, *self._combined()]
+        return [levels for i, levels in enumerate(found) if levels not in found[:i]]
+
+    def _combined(self) -> list[dict[str, str]]:
+        if not self.all_on:
+            return []
+        without = [{s: level for s, level in self.all_on.items() if s != slot} for slot in self.all_on]
+        swapped = [self.all_on | {slot: level} for slot, levels in self.slots.items() for level in levels]
+        return [self.all_on, *without, *(swapped if self.swaps else [])]
+
+    def settings(self, levels: dict[str, str]) -> dict:
+        """What the run of a combination has in place of the size's own settings."""
+        found = dict(self.base)
+        for slot, level in levels.items():
+            found |= self.slots[slot][level]
+        return found
+
+
+CHECKPOINTING = {
+    "full": {"activation_checkpointing": "full"},
+    "selective": {"activation_checkpointing": "selective"},
+    "every_2": {"activation_checkpointing": "every_n", "checkpoint_every": 2},
+}
+BUDGETS = {
+    f"budget_{share}": {"activation_checkpointing": "budget", "memory_budget": share}
+    for share in (0.7, 0.5, 0.3, 0.1)
+}
+GPU = BEST["cuda"]
+GPU_BLOCKS = GPU | {"compile": "blocks"}
+
+EXPERIMENTS = {
+    "cuda": (
+        Experiment(
+            "techniques",
+            "What does each technique give alone, and what among all others?",
+            {"precision": "bf16", "pad_vocabulary_to": 1},
+            {
+                "compile": {"model": {"compile": "model"}, "blocks": {"compile": "blocks"}},
+                "residual stream": {"bf16": {"residual_precision": "bf16"}},
+                "loss": {"fused": {"loss_kernel": "fused"}, "chunked": {"loss_kernel": "chunked"}},
+                "attention": {
+                    kernel: {"attention": kernel} for kernel in ("cudnn", "flash", "efficient", "manual")
+                },
+                "padded vocabulary": {ON: {"pad_vocabulary_to": 64}},
+                "tf32": {ON: {"tf32": True}},
+                "expandable segments": {ON: {"allocator": "expandable_segments"}},
+            },
+            {
+                "compile": "model",
+                "residual stream": "bf16",
+                "loss": "fused",
+                "attention": "cudnn",
+                "padded vocabulary": ON,
+                "tf32": ON,
+                "expandable segments": ON,
+            },
+        ),
+        Experiment(
+            "precision",
+            "What do lower precisions give, without the compiler?",
+            {"pad_vocabulary_to": 64},
+            {
+                "precision": {"bf16": {"precision": "bf16"}, "fp16": {"precision": "fp16"}},
+                "tf32": {ON: {"tf32": True}},
+            },
+            {"precision": "bf16", "tf32": ON},
+        ),
+        Experiment(
+            "checkpointing",
+            "What memory does each way of recomputing activations save, at what speed?",
+            GPU_BLOCKS,
+            {"checkpointing": CHECKPOINTING | BUDGETS, "loss": {"chunked": {"loss_kernel": "chunked"}}},
+            {"checkpointing": "full", "loss": "chunked"},
+            swaps=False,
+        ),
+        Experiment(
+            "compile_modes",
+            "Which way of compiling pays?",
+            GPU | {"compile": "none"},
+            {
+                "compile": {
+                    "blocks": {"compile": "blocks"},
+                    "blocks, reduce-overhead": {"compile": "blocks", "compile_mode": "reduce-overhead"},
+                    "model": {"compile": "model"},
+                    "model, dynamic shapes": {"compile": "model", "compile_dynamic": True},
+                    "model, reduce-overhead": {"compile": "model", "compile_mode": "reduce-overhead"},
+                    "model, max-autotune": {"compile": "model", "compile_mode": "max-autotune-no-cudagraphs"},
+                }
+            },
+        ),
+        Experiment(
+            "on_top",
+            "What else pays, or costs, on top of the best settings?",
+            GPU,
+            {
+                "float8": {ON: {"float8": True}},
+                "8-bit optimizer": {ON: {"optimizer": "adamw8bit"}},
+                "optimizer in host memory": {ON: {"optimizer_offload": True}},
+                "Python's own garbage collection": {ON: {"gc_interval": 0}},
+            },
+        ),
+        Experiment(
+            "frontier",
+            "How do memory and speed grow with the micro-batch, with and without checkpointing?",
+            GPU_BLOCKS,
+            {
+                "checkpointing": {name: CHECKPOINTING[name] for name in ("selective", "full")},
+                "micro-batch": {str(n): {"micro_batch_size": n} for n in (8, 16, 64, 128)},
+            },
+            crossed=True,
+        ),
+        Experiment(
+            "spreading",
+            "How much faster are two GPUs at the same global batch?",
+            GPU,
+            {
+                "two GPUs": {
+                    "ddp": {"processes": 2},
+                    "ddp, bound to cores": {"processes": 2, "cpu_affinity": True},
+                    "fsdp": {"processes": 2, "data_parallel": "fsdp"},
+                    "tensor parallel": {"processes": 2, "tensor_parallel": 2},
+                }
+            },
+        ),
+    ),
+    "cpu": (
+        Experiment(
+            "techniques",
+            "What does each technique give alone, and what among all others?",
+            {},
+            {
+                "compile": {"model": {"compile": "model"}, "blocks": {"compile": "blocks"}},
+                "loss": {"fused": {"loss_kernel": "fused"}, "chunked": {"loss_kernel": "chunked"}},
+                "attention": {"math": {"attention": "math"}, "manual": {"attention": "manual"}},
+            },
+            {"compile": "model", "loss": "fused"},
+        ),
+        Experiment(
+            "checkpointing",
+            "What memory does each way of recomputing activations save, at what speed?",
+            BEST["cpu"] | {"compile": "blocks"},
+            {"checkpointing": CHECKPOINTING | BUDGETS},
+        ),
+    ),
+}

@@ -1,0 +1,9 @@
+"""PEERS: name → module with `measure(task)`. To add one: a file here, and its line."""
+
+PEERS = {
+    "engine": "benchmarks.peers.engine",
+    "bare": "benchmarks.peers.bare",
+    "nanogpt": "benchmarks.peers.nanogpt",
+    "hf": "benchmarks.peers.hf",
+    "torchtitan": "benchmarks.peers.titan",
+}

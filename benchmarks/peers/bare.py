@@ -1,0 +1,55 @@
+"""A bare loop on the engine's own model, loss and optimizer: what the engine's trainer costs is the difference to it.
+
+No trainer, no ledger, no progress, no checkpoint, no prefetching; garbage is collected once, after the warm-up.
+"""
+
+import gc
+
+from benchmarks.task import Task
+from engine import runtime
+from engine.config import Config, resolve
+
+
+def measure(task: Task) -> dict:
+    config = resolve(task.settings, "benchmark")
+    runtime.before_torch(config.runtime)
+    return _train(task, config)
+
+
+def _train(task: Task, config: Config) -> dict:
+    import torch  # after the allocator's settings
+
+    from benchmarks.batches import RandomWindows
+    from benchmarks.measure import Meter
+    from engine import parallel
+    from engine.step import autocast
+    from engine.trainer import build_model, build_optimizer
+
+    size, training = task.size, config.training
+    ranks = parallel.start(config.parallel, config.run.device)
+    runtime.after_torch(config.runtime, ranks.device)
+    model = build_model(config, task.vocabulary, ranks)
+    optimizer = build_optimizer(model, config)
+    parameters = list(model.parameters())
+    batch, meter = RandomWindows(task), Meter(size.device, size.warmup)
+    tokens = size.step_tokens
+    meter.start()
+    for step in range(size.total_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = size.lr * min(1, (step + 1) / size.lr_warmup_steps)
+        total = 0
+        for _ in range(size.accumulation):
+            inputs, targets = batch()
+            with autocast(training.precision, ranks.device):
+                loss = model(inputs, targets)[0] / tokens
+            loss.backward()
+            total = total + loss.detach()
+        torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        meter.step_done(total)
+        if step + 1 == size.warmup:
+            gc.collect()
+            gc.disable()
+    parallel.stop()
+    return meter.result(parameters=sum(p.numel() for p in parameters))

@@ -1,0 +1,43 @@
+"""A measurement as a row: one JSON line, with everything that follows from the times and the losses."""
+
+import math
+import statistics
+
+from benchmarks.sizes import Size, peak_flops
+
+LOSS_TOLERANCE = (
+    0.7  # nats: how far a first loss may be from ln(vocabulary); Llama's initial weights give 0.5 more
+)
+
+
+def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> dict:
+    """What a peer measured, with tokens a second, MFU and the checks; a row that fails one has status `invalid`.
+
+    A peer that did not run is returned as it is.
+    """
+    if measured["status"] != "ok":
+        return measured
+    seconds = measured.pop("step_seconds")
+    tokens_per_second = size.step_tokens / statistics.median(seconds)
+    peak = peak_flops(device_name) if size.device == "cuda" else None
+    problems = [*measured.pop("problems", []), *loss_problems(measured, vocabulary)]
+    return {
+        **measured,
+        "status": "invalid" if problems else "ok",
+        "problems": problems,
+        "tokens_per_second": tokens_per_second,
+        "tokens_per_second_mean": size.step_tokens / statistics.mean(seconds),
+        "mfu": tokens_per_second * size.flops_per_token(vocabulary) / peak if peak else None,
+        "step_ms": 1000 * statistics.median(seconds),
+        "step_ms_fastest": 1000 * min(seconds),
+        "step_ms_slowest": 1000 * max(seconds),
+        "step_seconds": [round(s, 6) for s in seconds],
+    }
+
+
+def loss_problems(measured: dict, vocabulary: int) -> list[str]:
+    """What is wrong with the losses of a model that should begin at chance and learn."""
+    first, last, chance = measured["loss_first"], measured["loss_last"], math.log(vocabulary)
+    if not abs(first - chance) <= LOSS_TOLERANCE:  # NaN too
+        return [f"first loss {first:.3f}, where chance is {chance:.3f}"]
+    return [] if last < first else [f"loss did not fall: {first:.3f} → {last:.3f}"]

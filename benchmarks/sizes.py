@@ -1,0 +1,170 @@
+"""The task that every peer is given: shape of the model, tokens of a step, and the engine's settings for it.
+
+A size says what is computed. How a peer computes it (precision, compile) is the best that it offers there.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """One task. `vocabulary` is what the synthetic text has; the token files decide what is used."""
+
+    name: str
+    device: str  # cpu or cuda
+    layers: int
+    heads: int
+    width: int
+    context: int  # tokens
+    micro_batch: int  # sequences in one forward pass
+    accumulation: int  # forward passes in one step
+    tokenizer: str  # words or chars
+    vocabulary: int  # of the synthetic text
+    train_tokens: int  # of the synthetic text
+    row_multiple: int  # embedding rows are padded to a multiple of this
+    lr: float
+    warmup: int  # steps before the timed ones
+    steps: int  # timed steps
+    repeats: int  # each peer runs so often, in turns
+    limit_seconds: int  # for one run of one peer
+
+    @property
+    def step_tokens(self) -> int:
+        return self.micro_batch * self.accumulation * self.context
+
+    @property
+    def total_steps(self) -> int:
+        return self.warmup + self.steps
+
+    @property
+    def lr_warmup_steps(self) -> int:
+        return min(10, self.total_steps)
+
+    def rows(self, vocabulary: int) -> int:
+        """Embedding rows for a vocabulary."""
+        return -(-vocabulary // self.row_multiple) * self.row_multiple
+
+    def flops_per_token(self, vocabulary: int) -> float:
+        """Forward and backward, the same for every peer: 6 N + 12 L C T (PaLM, appendix B; attention not halved).
+
+        N: weights of the matrix products, the head's with its padded rows.
+        """
+        weights = self.layers * 12 * self.width**2 + self.rows(vocabulary) * self.width
+        return 6 * weights + 12 * self.layers * self.width * self.context
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        # nanoGPT's character model for a CPU, as in the command of its README
+        Size(
+            name="cpu",
+            device="cpu",
+            layers=4,
+            heads=4,
+            width=128,
+            context=64,
+            micro_batch=12,
+            accumulation=1,
+            tokenizer="chars",
+            vocabulary=65,
+            train_tokens=1_000_000,
+            row_multiple=1,
+            lr=1e-3,
+            warmup=10,
+            steps=200,
+            repeats=5,
+            limit_seconds=180,
+        ),
+        # GPT-2 124M, 131,072 tokens a step
+        Size(
+            name="gpu",
+            device="cuda",
+            layers=12,
+            heads=12,
+            width=768,
+            context=1024,
+            micro_batch=32,
+            accumulation=4,
+            tokenizer="words",
+            vocabulary=50257,
+            train_tokens=4_000_000,
+            row_multiple=64,
+            lr=6e-4,
+            warmup=5,
+            steps=15,
+            repeats=1,
+            limit_seconds=400,
+        ),
+        # Only shows that everything runs
+        Size(
+            name="smoke",
+            device="cpu",
+            layers=2,
+            heads=2,
+            width=32,
+            context=16,
+            micro_batch=4,
+            accumulation=2,
+            tokenizer="words",
+            vocabulary=301,
+            train_tokens=20_000,
+            row_multiple=64,
+            lr=1e-2,
+            warmup=3,
+            steps=9,
+            repeats=1,
+            limit_seconds=60,
+        ),
+    )
+}
+
+# The engine at its best on each device. Anything not here or in `engine_settings` is its default.
+BEST = {
+    "cpu": {},
+    "cuda": {
+        "precision": "bf16",
+        "residual_precision": "bf16",
+        "loss_kernel": "fused",
+        "compile": "model",
+        "attention": "cudnn",
+        "tf32": True,
+        "allocator": "expandable_segments",
+    },
+}
+
+
+def engine_settings(size: Size, data: dict) -> dict:
+    """The engine's flat settings for this task, without those of BEST. `data`: where the text is.
+
+    Checkpoints and progress lines are on, as in a real run.
+    """
+    return {
+        "device": size.device,
+        **data,
+        "layers": size.layers,
+        "heads": size.heads,
+        "width": size.width,
+        "context": size.context,
+        "pad_vocabulary_to": size.row_multiple,
+        "bias": False,
+        "lr": size.lr,
+        "schedule": "constant",
+        "warmup_steps": size.lr_warmup_steps,
+        "steps": size.total_steps,
+        "batch_size": size.micro_batch * size.accumulation,
+        "micro_batch_size": size.micro_batch,
+        "eval_interval": size.total_steps,
+        "eval_tokens": 8 * size.context,
+        "eval_batch_size": 8,
+        "checkpoint_interval": math.ceil(size.total_steps / 2),
+    }
+
+
+PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12}  # dense bf16, NVIDIA's data sheets
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The nominal peak of the device, or None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)

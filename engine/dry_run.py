@@ -1,0 +1,307 @@
+"""One training step without memory: every tensor is fake, and every byte that it would take is written down.
+
+The run's own model, checkpointing, loss and optimizer go through whole steps on torch's fake tensors, so that what is
+alive at each moment is found, not estimated. Fakes are always CPU tensors, because a machine without CUDA cannot
+fake others; what differs on a GPU is in engine/dry_gpu.py, and compiled regions are in engine/dry_compile.py.
+
+It starts no process group and touches no device: what FSDP2 shards counts with this rank's share, and what it gathers
+for a while counts whole.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+import torch.nn as nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from engine import dry_compile, dry_gpu, float8, parallel, tensor_parallel
+from engine.config import Config
+from engine.memory import apply_activation_checkpointing
+from engine.models import MODELS
+from engine.objectives import NextToken
+from engine.offload import offload, to_host
+from engine.optimizers import LIBRARIES, OPTIMIZERS, is_installed
+from engine.optimizers.groups import decay_groups
+from engine.step import AUTOCAST
+from engine.tape import Tape, Trace
+
+PREFETCHED = 2  # blocks whose weights FSDP2 has gathered at a time: the one that runs, and the next
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is planned for: the kind of device, and the number of processes."""
+
+    device_type: str
+    ranks: int
+
+
+def trace(config: Config, vocabulary_size: int, place: Place, micro: int) -> Trace:
+    """What one steady training step of one rank would take, in micro-batches of `micro` sequences."""
+    build = importlib.import_module(MODELS[config.model.model]).build
+    with torch.device("meta"):
+        model = build(config.model, vocabulary_size, config.logging.activation_norm_layers)
+    with FakeTensorMode(), _pretend(config, place) as tape:
+        return DryRun(config, model, place, micro, tape).trace()
+
+
+@contextlib.contextmanager
+def _pretend(config: Config, place: Place) -> Iterator[Tape]:
+    """No rank is waited for; on a GPU, its rules hold."""
+    on_gpu = place.device_type == "cuda"
+    tape = Tape(rounding=dry_gpu.ROUNDING if on_gpu else 1)
+    with contextlib.ExitStack() as stack:
+        for name in ("summed", "largest"):
+            stack.enter_context(mock.patch.object(parallel, name, lambda tensor, group: tensor))
+        if on_gpu:
+            stack.enter_context(dry_gpu.rules(config.model.attention))
+            tape.work_memory = dry_gpu.work_memory
+        if config.compile.compile != "none":
+            stack.enter_context(dry_compile.settings(config))
+        yield tape
+
+
+class FakeGroup:
+    """Stands in for a tensor-parallel process group, of which this process is the first."""
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return self._size
+
+
+class DryRun:
+    """A model and its optimizer of fake tensors, and the steps they take."""
+
+    def __init__(self, config: Config, model: nn.Module, place: Place, micro: int, tape: Tape):
+        """`model` is on the meta device."""
+        self.config, self.micro, self.tape = config, micro, tape
+        self.on_gpu = place.device_type == "cuda"
+        replicas, shards, tensor = parallel.sizes(config.parallel, place.ranks)
+        self.share, self.replicated = 1 / shards, config.parallel.data_parallel == "ddp" and replicas > 1
+        self.sequences = config.training.batch_size // (replicas * shards)
+        self.accumulation = min(2, self.sequences // micro)  # the second micro-batch meets gradients
+        self.model = self._prepared(model, tensor)
+        self.optimizer = self._optimizer()
+
+    def _prepared(self, model: nn.Module, tensor: int) -> nn.Module:
+        """As trainer.build_model does it, but spread."""
+        c = self.config
+        model.loss = NextToken(
+            model.vocabulary_size,
+            kernel=c.training.loss_kernel,
+            chunk_tokens=c.training.loss_chunk_tokens,
+            group=FakeGroup(tensor) if tensor > 1 else None,
+        )
+        _split(model, tensor)
+        _make_fake(model)
+        if c.training.float8:
+            float8.convert(model)
+        apply_activation_checkpointing(model, c.memory, width=c.model.width, dropout=c.model.dropout)
+        if c.compile.compile == "none":
+            _label_parts(model, self.tape)
+        else:
+            dry_compile.apply(model, c.compile, self.tape)
+        return model
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        settings = self.config.optimizer
+        groups = decay_groups(self.model, settings.weight_decay)
+        if settings.optimizer == "adamw8bit" and (
+            settings.optimizer_fallback == "none" or is_installed(LIBRARIES["adamw8bit"])
+        ):
+            optimizer = EightBit(groups)
+        else:
+            optimizer = importlib.import_module(OPTIMIZERS[settings.optimizer]).build(groups, settings)
+        if settings.optimizer_offload:
+            offload(optimizer, to_host=self._to_host if self.on_gpu else to_host, to_device=_copied)
+        return optimizer
+
+    def _name_state(self) -> None:
+        """The optimizer's state is on the device, unless it is kept elsewhere."""
+        if self.on_gpu and self.config.optimizer.optimizer_offload:
+            return
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    self.tape.relabel(value, ("optimizer", "optimizer state"), self.share)
+
+    def _to_host(self, tensor: torch.Tensor, _buffer) -> torch.Tensor:
+        with self.tape.off():
+            return torch.empty_like(tensor)
+
+    def trace(self) -> Trace:
+        """The trace of the second step: compiled regions, gradients' buckets and optimizer state exist by then."""
+        tape, parameters = self.tape, list(self.model.parameters())
+        with tape:
+            for p in parameters:
+                tape.relabel(p, ("parameters", "parameters"), self.share)
+            for b in self.model.buffers():
+                tape.relabel(b, ("parameters", "buffers"))
+            self._watch_gradients(parameters)
+            self._step()
+            self._name_state()
+            if self.on_gpu:
+                tape.take(dry_gpu.BLAS_WORKSPACE, ("libraries", "cuBLAS workspace"))
+            tape.restart()
+            self._step()
+        return tape.trace()
+
+    def _step(self) -> None:
+        tape, shape = self.tape, (self.sequences, self.config.model.context)
+        with tape.labelled("temporary", "batch"):
+            inputs, targets = (torch.empty(shape, dtype=torch.int64).split(self.micro) for _ in range(2))
+        for i in range(self.accumulation):
+            self.is_last = i == self.accumulation - 1
+            with self._gathered():
+                with self._autocast(), tape.labelled("activations", "embeddings and stream"):
+                    loss, _norms = self.model(inputs[i], targets[i])
+                tape.mark("forward")
+                with tape.labelled("temporary", "backward pass"):
+                    loss.backward()
+                    del loss, _norms
+        with tape.labelled("temporary", "optimizer"):
+            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self):
+        dtype = AUTOCAST.get(self.config.training.precision)
+        return torch.autocast("cpu", dtype, enabled=dtype is not None)
+
+    def _watch_gradients(self, parameters: list) -> None:
+        """Name gradients as such; DDP has a place for each, and FSDP2 shards them, one block after another."""
+        label = ("gradients", "gradients")
+        if self.replicated:
+            buckets = {p: torch.empty_like(p) for p in parameters}
+            for bucket in buckets.values():
+                self.tape.relabel(bucket, label)
+        elif self.share < 1:
+            self._groups = [Group(list(block.parameters()), self) for block in self.model.layers]
+            grouped = {p for group in self._groups for p in group.parameters}
+            self._groups.append(Group([p for p in parameters if p not in grouped], self))
+            return
+        for p in parameters:
+            if self.replicated:
+                p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", buckets[p]))
+            else:
+                p.register_post_accumulate_grad_hook(lambda p: self.tape.relabel(p.grad, label))
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """The weights that FSDP2 holds whole during a forward and a backward pass."""
+        if self.share == 1:
+            yield
+            return
+        *blocks, root = (group.bytes for group in self._groups)
+        count = PREFETCHED if self.config.parallel.reshard_after_forward else len(blocks)
+        with self.tape.held(sum(blocks[:count]) + root, ("temporary", "gathered weights")):
+            yield
+            for group in self._groups:
+                group.finish()
+
+
+class Group:
+    """Parameters that FSDP2 gathers together, and whose gradients it reduces together."""
+
+    def __init__(self, parameters: list, run: DryRun):
+        self.parameters, self.bytes = parameters, sum(p.nbytes for p in parameters)
+        self._run, self._left, self._buffer = run, len(parameters), None
+        for p in parameters:
+            p.register_post_accumulate_grad_hook(self._arrived)
+
+    def _arrived(self, p: torch.Tensor) -> None:
+        """A gradient is whole until the last of its group is there; then all are sent in one buffer."""
+        tape = self._run.tape
+        tape.relabel(p.grad, ("gradients", "gradients"))
+        self._left -= 1
+        if self._left:
+            return
+        self._left = len(self.parameters)
+        if self._run.is_last:
+            for group in self._run._groups:
+                group.finish()
+            self._buffer = tape.take(self.bytes, ("temporary", "gradients on their way"))
+            for q in self.parameters:
+                tape.relabel(q.grad, ("gradients", "gradients"), self._run.share)
+
+    def finish(self) -> None:
+        """The buffer is freed when the next group has filled its own."""
+        if self._buffer is not None:
+            self._run.tape.give(self._buffer)
+            self._buffer = None
+
+
+class EightBit(torch.optim.Optimizer):
+    """The state of bitsandbytes' AdamW8bit, which knows no fake tensors: 8 bits a value, a scale for each 256."""
+
+    def __init__(self, groups: list[dict]):
+        super().__init__(groups, {})
+
+    def step(self, closure=None) -> None:
+        """Make the state; the kernel works in place."""
+        for p in (p for group in self.param_groups for p in group["params"] if not self.state[p]):
+            for moment in ("1", "2"):
+                if p.numel() < 4096:
+                    self.state[p][moment] = torch.empty_like(p, dtype=torch.float32)
+                    continue
+                self.state[p][moment] = torch.empty_like(p, dtype=torch.uint8)
+                self.state[p]["scale" + moment] = torch.empty(-(-p.numel() // 256))
+
+
+def _copied(tensor: torch.Tensor, _device) -> torch.Tensor:
+    return torch.empty_like(tensor)
+
+
+def _split(model: nn.Module, size: int) -> None:
+    """Leave the first of `size` tensor-parallel parts of every matrix in `model`, which is on the meta device."""
+    if size == 1:
+        return
+    for name, parameter in list(model.named_parameters()):
+        owner, _, own = name.rpartition(".")
+        if owner.endswith((*tensor_parallel.COLUMNS, *tensor_parallel.VOCABULARY)):
+            part = parameter.chunk(size)[0]
+        elif owner.endswith(tensor_parallel.ROWS) and own == "weight":
+            part = parameter.chunk(size, dim=1)[0]
+        else:
+            continue
+        setattr(model.get_submodule(owner), own, nn.Parameter(part.detach().clone()))
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Parameters and buffers on the meta device become fake ones on the CPU; shared ones stay shared."""
+    made: dict[torch.Tensor, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor not in made:
+            new = torch.empty(tensor.shape, dtype=tensor.dtype)
+            made[tensor] = (
+                nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+            )
+        return made[tensor]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            held.update({name: fake(tensor) for name, tensor in held.items() if tensor is not None})
+
+
+def _label_parts(model: nn.Module, tape: Tape) -> None:
+    """In the forward pass, what a submodule of a block makes is labelled with its name."""
+    for block in model.layers:
+        for name, part in block.named_children():
+            if name == "_checkpoint_wrapped_module":
+                for inner, module in part.named_children():
+                    tape.label_calls(module, inner)
+            else:
+                tape.label_calls(part, name)
+    tape.label_calls(model.loss, "logits", kind="logits")

@@ -1,0 +1,121 @@
+"""Causal self-attention: by one of torch's kernels, or written out; and what a layer keeps of earlier tokens."""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from engine.errors import ConfigError
+
+KERNELS = {"cpu": ("flash", "math"), "cuda": ("flash", "cudnn", "efficient", "math")}
+
+
+def kernel_problems(name: str, device: torch.device | str, *, precision: str, dropout: float) -> list[str]:
+    """Why attention = `name` cannot run on `device` in this precision with this dropout, before anything is built."""
+    kind = torch.device(device).type
+    available = KERNELS[kind]
+    checks = [
+        (
+            name not in ("sdpa", "manual", *available),
+            f"attention = {name!r}: a {kind} device has no such kernel; it has {', '.join(available)}, and sdpa "
+            "(torch's choice) and manual",
+        ),
+        (
+            kind == "cuda" and name in ("flash", "cudnn") and precision == "fp32",
+            f"attention = {name!r}: multiplies in 16 bits only; set precision = 'bf16', or attention = 'efficient'",
+        ),
+        (
+            kind == "cpu" and name == "flash" and dropout > 0,
+            f"attention = 'flash': has no dropout on a CPU (dropout = {dropout}); set attention = 'math'",
+        ),
+    ]
+    return [message for broken, message in checks if broken]
+
+
+def select_attention(name: str, device: torch.device | str) -> None:
+    """Let `scaled_dot_product_attention` use kernel `name` alone; `sdpa` and `manual` leave torch its choice.
+
+    A switch of the whole process, which eager code obeys at every call and torch.compile when it traces: call it
+    once, before training. Raises ConfigError for a kernel that the device does not have. Where the device has the
+    kernel but it cannot take the tensors, torch raises at the first call: see `kernel_problems`.
+    """
+    if problems := kernel_problems(name, device, precision="bf16", dropout=0.0):
+        raise ConfigError(problems)
+    is_kernel = name not in ("sdpa", "manual")
+    for kernel, switch in {
+        "flash": torch.backends.cuda.enable_flash_sdp,
+        "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+        "efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+        "math": torch.backends.cuda.enable_math_sdp,
+    }.items():
+        switch(kernel == name or not is_kernel)
+
+
+class Cache:
+    """What one layer keeps of the tokens before: tensors by name, (..., tokens, features)."""
+
+    def __init__(self):
+        self.kept: dict[str, torch.Tensor] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return self.kept["k"].size(-2) if self.kept else 0
+
+    def extend(self, last: int | None = None, **new: torch.Tensor) -> list[torch.Tensor]:
+        """Each of `new` behind what is kept under its name; of that, keep the `last` tokens (None: all)."""
+        whole = {n: torch.cat([self.kept[n], x], -2) if n in self.kept else x for n, x in new.items()}
+        self.kept |= {
+            n: x if last is None else x[..., max(x.size(-2) - last, 0) :, :] for n, x in whole.items()
+        }
+        return list(whole.values())
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, implementation: str, dropout: float
+) -> torch.Tensor:
+    """softmax(q kᵀ / √d, causal) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H, t, ·)."""
+    if implementation == "manual":
+        return manual_attention(q, k, v, dropout)
+    n, t = q.size(-2), k.size(-2)
+    assert n in (1, t), (n, t)  # SDPA's causal mask is for n = t; a last token alone sees everything
+    return F.scaled_dot_product_attention(q, k, v, is_causal=n == t, dropout_p=dropout)
+
+
+def manual_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+    """The same written out; the scores exist whole, as (B, H, n, t)."""
+    return weigh((q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1)), v, dropout)
+
+
+def weigh(scores: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+    """softmax(scores, causal) v: scores (B, H, n, t) of the last n of t tokens, v (B, H or 1, t, d)."""
+    n, t = scores.shape[-2:]
+    future = torch.ones(n, t, dtype=torch.bool, device=scores.device).triu(1 + t - n)
+    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    return F.dropout(weights, dropout).to(v.dtype) @ v
+
+
+class MultiHead(nn.Module):
+    """Multi-head attention. Rows of `qkv` are ordered (head, 3, d), so that a part of them is a part of the heads:
+    under tensor parallelism this module has fewer heads, and `out` as many columns less."""
+
+    def __init__(self, s, rotary: nn.Module | None):
+        super().__init__()
+        self.head_width, self.dropout, self.implementation = s.width // s.heads, s.dropout, s.attention
+        self.rotary = rotary
+        self.qkv = nn.Linear(s.width, 3 * s.width, bias=s.bias)
+        self.out = nn.Linear(s.width, s.width, bias=s.bias)
+
+    def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:  # (B, T, C) → (B, T, C)
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, -1, 3, self.head_width)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, H, T, d)
+        if self.rotary is not None:
+            start = cache.length if cache is not None else 0
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        if cache is not None:
+            k, v = cache.extend(k=k, v=v)
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, implementation=self.implementation, dropout=dropout)
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))

@@ -1,0 +1,158 @@
+"""The ledger of a run: the lines of every module that owns a technique, and those that need the whole run.
+
+It must not decide anything about the run; it only looks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from engine import compiling, float8, ladder, memory, optimizers, parallel, runtime
+from engine.config import Config
+from engine.ledger import Line
+from engine.operations import Operations
+from engine.parallel import Ranks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the run's measured step showed."""
+
+    ranks: Ranks
+    accumulation: int  # micro-batches of this rank
+    targets: int  # counted on all ranks
+    sample_ids: list[int]  # of all ranks
+    operations: Operations
+    loss: list[Line]  # about its kernel
+    operand_dtype: torch.dtype  # of the head's product
+    stream_dtype: torch.dtype  # of the residual stream before the last norm
+
+
+def of_run(config: Config, seen: Observed, run) -> list[Line]:
+    """The ledger of `run`, a Trainer that has taken its measured step."""
+    model = parallel.unwrapped(run.model)
+    return [
+        *launch(config, seen, next(model.parameters()).device),
+        *parallel.lines(run.model, config.parallel, seen.ranks),
+        *batch(config, seen),
+        *precision(config, seen),
+        *(run.step.loss_scale.lines(config.training.loss_scale) if run.step.loss_scale else []),
+        *float8.lines(model, config.training.float8),
+        *attention(config, seen),
+        *seen.loss,
+        *memory.lines(config, seen, run.memory),
+        *compiling.lines(config.compile),
+        *data(config, run.tokens, run.order, run.steps_taken),
+        *optimizers.lines(config.optimizer, run.optimizer),
+        *runtime.lines(config.runtime, seen.ranks.device, run.collector),
+        *run.profiler.lines(),
+        *model.given_weights,
+        *ladder.lines(run.events),
+    ]
+
+
+def launch(config: Config, seen: Observed, device: torch.device) -> list[Line]:
+    """The device and the processes."""
+    wanted, processes, size = config.run.device, config.parallel.processes, seen.ranks.world_size
+    return [
+        Line("device", wanted, str(device), "device of the parameters", wanted in ("auto", device.type)),
+        Line(
+            "processes",
+            str(processes or "as launched"),
+            str(size),
+            "size of the process group",
+            processes in (0, size),
+        ),
+    ]
+
+
+def batch(config: Config, seen: Observed) -> list[Line]:
+    """How many sequences a step had, and whether they were all different."""
+    size, context, replicas = config.training.batch_size, config.model.context, seen.ranks.data_size
+    micro = size // replicas // seen.accumulation
+    distinct, drawn = len(set(seen.sample_ids)), len(seen.sample_ids)
+    return [
+        Line(
+            "batch_size",
+            str(size),
+            f"{seen.targets / context:g}",
+            f"targets counted on all ranks; micro-batch {micro} × accumulation {seen.accumulation} × replicas "
+            f"{replicas}, {seen.targets} tokens a step",
+            seen.targets == size * context,
+        ),
+        Line(
+            "samples",
+            f"{size} distinct",
+            f"{distinct} distinct",
+            f"ids of the samples of one step, from all ranks: {drawn} in all",
+            distinct == drawn == size,
+        ),
+    ]
+
+
+def precision(config: Config, seen: Observed) -> list[Line]:
+    """The dtypes that the matrix products and the residual stream really had."""
+    wanted, stream = config.training.precision, config.model.residual_precision
+    operands, found = seen.operand_dtype, seen.stream_dtype
+    return [
+        Line(
+            "precision", wanted, _name(operands), "operands of the head's product", operands is DTYPES[wanted]
+        ),
+        Line(
+            "residual_precision",
+            stream,
+            _name(found),
+            "dtype of the residual stream before the last norm",
+            found is DTYPES[stream],
+        ),
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def attention(config: Config, seen: Observed) -> list[Line]:
+    """Which attention kernel ran, from the operations of the measured step."""
+    wanted, found = config.model.attention, seen.operations.attention_kernels
+    if not seen.operations.visible:
+        return [
+            Line("attention", wanted, wanted, "inside a CUDA graph, so its operations were not seen", True)
+        ]
+    used = ", ".join(f"sdpa {kernel}" for kernel in sorted(found)) or "manual"
+    how = "; ".join(f"{n} calls of {kernel} in one step" for kernel, n in sorted(found.items()))
+    agrees = bool(found) == (wanted != "manual") if wanted in ("sdpa", "manual") else set(found) == {wanted}
+    return [Line("attention", wanted, used, how or "no SDPA kernel ran in one step", agrees)]
+
+
+def data(config: Config, tokens, order, steps_taken: int) -> list[Line]:
+    """The data set and its tokens, the seed of their order, and how many were consumed."""
+    meta = tokens.meta
+    train = meta["splits"]["train"]
+    consumed = steps_taken * config.training.batch_size * config.model.context
+    return [
+        Line(
+            "dataset",
+            config.data.dataset,
+            meta["dataset"],
+            f"sha256 of the training text {train['sha256_text'][:12]}; {train['tokens']} tokens, vocabulary "
+            f"{meta['vocabulary_size']}; {consumed} consumed = {consumed / train['tokens']:.2f} epochs",
+            meta["dataset"] == config.data.dataset,
+        ),
+        Line(
+            "tokenizer",
+            config.data.tokenizer,
+            meta["tokenizer"],
+            "meta.json of the token files",
+            meta["tokenizer"] == config.data.tokenizer,
+        ),
+        Line(
+            "seed",
+            str(config.run.seed),
+            str(order.seed),
+            "the data order's own seed",
+            config.run.seed == order.seed,
+        ),
+    ]

@@ -1,0 +1,166 @@
+"""Weights to start from: a finished run's, or a GPT-2's in Hugging Face format. They fit exactly, or are refused.
+
+It must never change the model's shape to fit weights, nor cut or fill weights to fit the model. Only padding rows of
+the vocabulary differ, because they mean nothing: they are left out of the source and are zero in the model.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+from engine.config import Model, load
+from engine.errors import ConfigError
+from engine.ledger import Line
+from engine.models import gpt2
+
+WEIGHTS = "model.safetensors"
+VOCABULARY_ROWS = ("token_embedding.weight", "head.weight")
+# Settings that decide what a model computes and that the shapes of its tensors may not show.
+FUNCTION = (
+    "model",
+    "layers",
+    "heads",
+    "width",
+    "norm_placement",
+    "attention_form",
+    "latent_width",
+    "reciprocal_alpha",
+    "reciprocal_window",
+    "activation",
+    "positions",
+    "tie_embeddings",
+    "bias",
+)
+
+
+def load_into(model: nn.Module, settings: Model) -> list[Line]:
+    """Give `model`, whole and on the CPU, the weights in settings.init_from; the ledger's line about it.
+
+    Raises ConfigError with every problem: a directory that is neither kind, settings that make another function of
+    the weights, tensors that are missing, unknown or of another shape.
+    """
+    directory = Path(settings.init_from)
+    padded_to = 1
+    if (directory / "config.toml").is_file():
+        theirs = finished(directory).model
+        kind, found = "a finished run", _of_run(directory, theirs, settings)
+        padded_to = theirs.pad_vocabulary_to
+    elif (directory / "config.json").is_file():
+        kind, found = "a GPT-2 in Hugging Face format", _of_gpt2(directory, settings)
+    else:
+        kinds = "neither a run's directory (config.toml) nor a Hugging Face model's (config.json)"
+        problem = kinds if directory.is_dir() else "no such directory"
+        raise ConfigError(problem, f"init_from = {settings.init_from!r}")
+    if settings.tie_embeddings:
+        found.pop("head.weight", None)
+    _fill(model, found, padded_to, settings.init_from)
+    sizes = [p.numel() for p in model.parameters()]
+    digest = sha256(directory / WEIGHTS)
+    return [
+        Line(
+            "init_from",
+            settings.init_from,
+            f"{kind}: {len(found)} tensors",
+            f"copied into {len(sizes)} parameters of {sum(sizes):,} elements; sha256 of {WEIGHTS} {digest}",
+            len(found) == len(sizes),
+        )
+    ]
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def true_rows(weight: torch.Tensor, padded_to: int) -> int:
+    """The rows of a vocabulary's matrix (rows, C) without its padding, which is exactly zero, if it has any."""
+    if padded_to == 1:
+        return len(weight)
+    used = weight.any(1).nonzero()
+    return int(used.max()) + 1 if len(used) else 0
+
+
+def read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a directory's model.safetensors. Raises ConfigError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (directory / WEIGHTS).is_file():
+        raise ConfigError(f"no {WEIGHTS}", str(directory))
+    try:
+        return load_file(directory / WEIGHTS)
+    except SafetensorError as error:
+        raise ConfigError(f"{WEIGHTS} cannot be read: {error}", str(directory)) from None
+
+
+def finished(directory: Path):
+    """The configuration of a finished run. Raises ConfigError if it is not complete."""
+    if not (directory / "metrics.json").exists():
+        raise ConfigError(
+            "no metrics.json: the run is not complete, so there is no final model", str(directory)
+        )
+    return load(directory / "config.toml")
+
+
+def _of_run(directory: Path, theirs: Model, settings: Model) -> dict[str, torch.Tensor]:
+    names = (*FUNCTION, "context") if settings.positions == "learned" else FUNCTION
+    different = [
+        f"{name} = {getattr(settings, name)!r}: the weights are for {getattr(theirs, name)!r}"
+        for name in names
+        if getattr(settings, name) != getattr(theirs, name)
+    ]
+    if different:
+        raise ConfigError(different, f"init_from = {settings.init_from!r}")
+    return read_weights(directory)
+
+
+def _of_gpt2(directory: Path, settings: Model) -> dict[str, torch.Tensor]:
+    where = f"init_from = {settings.init_from!r}"
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"config.json is not valid JSON: {error}", where) from None
+    if config.get("model_type") != "gpt2":
+        raise ConfigError(f"model_type = {config.get('model_type')!r}: only 'gpt2' is known here", where)
+    # An untied model may start from a tied one: its head is then a copy.
+    problems = [p for p in gpt2.problems(settings) if not p.startswith("tie_embeddings")]
+    problems += gpt2.configuration_problems(config, settings)
+    if problems:
+        raise ConfigError(problems, where)
+    state = gpt2.from_gpt2(read_weights(directory), settings.heads)
+    head = state.get("head.weight")
+    if (
+        settings.tie_embeddings
+        and head is not None
+        and not torch.equal(head, state["token_embedding.weight"])
+    ):
+        raise ConfigError("its head is not its token embedding; set tie_embeddings = false", where)
+    return state
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, found: dict[str, torch.Tensor], padded_to: int, init_from: str) -> None:
+    """Copy `found` into the parameters of the same names, all or none."""
+    parameters = dict(model.named_parameters())
+    real, given = dict(parameters), dict(found)
+    for name in VOCABULARY_ROWS:
+        if name in real:
+            real[name] = real[name][: model.vocabulary_size]
+        if name in given:
+            given[name] = given[name][: true_rows(given[name], padded_to)]
+    problems = [f"{name}: missing there" for name in real.keys() - given.keys()]
+    problems += [f"{name}: unknown here" for name in given.keys() - real.keys()]
+    problems += [
+        f"{name}: {tuple(p.shape)} here, {tuple(given[name].shape)} there"
+        for name, p in real.items()
+        if name in given and p.shape != given[name].shape
+    ]
+    if problems:
+        raise ConfigError(sorted(problems), f"init_from = {init_from!r}")
+    for name, p in real.items():
+        p.copy_(given[name])
+        parameters[name][len(p) :] = 0.0

@@ -1,0 +1,109 @@
+"""Several runs, each in several processes, with one import of the engine for all: a fork is torchrun's worker here.
+
+    forked.py RUNS.json
+
+RUNS.json: a list of {name, processes, file, stop_at, unspread}. With `stop_at` a process fails just before that step
+(0-based); with `unspread` the engine's own spreading does nothing. The exit statuses of each run's processes are
+written to exits.json, and what a process opened for writing, made, renamed or removed below results/ to
+writes-NAME-RANK.json. Each run's processes meet through a store on a port that the system chooses, as torchrun's do.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+# What a run imports late, so that no child has to.
+import torch._dynamo
+import torch.distributed as dist
+import torch.distributed.checkpoint.state_dict
+import torch.distributed.fsdp
+import torch.distributed.tensor.parallel
+import torch.testing._internal.distributed.fake_pg  # noqa: F401
+
+import engine.models.gpt
+import engine.optimizers.adamw  # noqa: F401
+from engine import parallel, trainer
+from engine.config import load
+from engine.errors import ConfigError
+from engine.launch import tokens_for
+from engine.step import Step
+
+RESULTS = Path("results").absolute()
+writes: list[str] = []
+
+
+def note(event: str, arguments: tuple) -> None:
+    """An audit hook: called by Python before each of its own file operations."""
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        return
+    if event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+        return
+    if isinstance(arguments[0], str | bytes | os.PathLike):
+        path = Path(os.fsdecode(arguments[0])).absolute()
+        if RESULTS in path.parents:
+            writes.append(f"{event} {path.relative_to(RESULTS)}")
+
+
+def train(run: dict, config, tokens) -> int:
+    """Train in this process, with the probes; its exit status."""
+    whole = Step.__call__
+
+    def call(self, step, micro_batches):
+        if step == run.get("stop_at"):
+            raise SystemExit(1)
+        return whole(self, step, micro_batches)
+
+    Step.__call__ = call
+    if run.get("unspread"):
+        parallel.spread = lambda model, *_: model
+    sys.addaudithook(note)
+    try:
+        trainer.run(config, tokens)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except SystemExit as error:
+        return error.code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def fork(rank: int, run: dict, config, tokens, port: int) -> int:
+    """Start one process of a run; its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(run["processes"]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the parent's
+        }
+        status = train(run, config, tokens)
+        Path(f"writes-{run['name']}-{rank}.json").write_text(json.dumps(writes), encoding="utf-8")
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    exits = {}
+    for run in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        config = load(run["file"])
+        tokens = tokens_for(config)
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        children = [fork(rank, run, config, tokens, store.port) for rank in range(run["processes"])]
+        exits[run["name"]] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    Path("exits.json").write_text(json.dumps(exits), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
