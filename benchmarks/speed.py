@@ -48,11 +48,14 @@ def peer_jobs(size: Size, names: list[str], settings: dict) -> list[Job]:
 
 
 def experiment_jobs(experiments: list[Experiment], settings: dict) -> list[Job]:
-    """Every combination of every experiment, all through the engine. Raises ConfigError before anything runs."""
+    """Every combination of every experiment, all through the engine, without checkpoints.
+
+    Raises ConfigError before anything runs.
+    """
     jobs = []
     for e in experiments:
         for levels in e.combinations():
-            changed = settings | e.settings(levels)
+            changed = settings | {"checkpoint_interval": 0} | e.settings(levels)
             resolve(changed, f"experiment {e.name}, {levels}")
             named = {"peer": "engine", "experiment": e.name, "question": e.question}
             jobs.append(Job(PEERS["engine"], changed, {**named, "levels": levels, "all_on": e.all_on}))

@@ -72,7 +72,7 @@ def experiment_table(rows: list[dict]) -> str:
             _number(_median(own, "step_ms_fastest"), ",.2f"),
             _number(_peak(own), ".3g"),
             _ratio(own, base, _memory_of(rows)),
-            _number(_median(own, "activation_mib"), ",.0f"),
+            _number(_median(own, "activation_mib"), ",.4g"),
             _number(_largest(own, "compile_seconds"), ".0f"),
             _status(own),
         ]

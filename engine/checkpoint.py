@@ -11,27 +11,32 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from engine import parallel
 from engine.config import Config, tables
+from engine.ledger import Line
 from engine.rundir import append_event
 
 KEPT = 2  # checkpoints of a run on disk: the newest, and one more in case it is damaged
 ROWS = ("steps.csv", "evals.csv", "events.jsonl")  # what the run directory must hold again after a restart
 
 
-def fingerprint(config: Config, token_hashes: dict[str, str], ranks: parallel.Ranks) -> str:
+def fingerprint(
+    config: Config, token_hashes: dict[str, str], ranks: parallel.Ranks, given_weights: Sequence[Line] = ()
+) -> str:
     """A name for all that decides the run's numbers: settings, data, engine code, processes, device, torch."""
     settings = tables(config)
     del settings["logging"]["log_interval"]
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
-    parts = [settings, token_hashes, code.hexdigest(), ranks.world_size, ranks.device.type, torch.__version__]
+    given = [line.how for line in given_weights]  # it holds their checksum
+    machine = [ranks.world_size, ranks.device.type, torch.__version__]
+    parts = [settings, token_hashes, code.hexdigest(), given, *machine]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -108,6 +113,8 @@ class Checkpoints:
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+        kept = [p.grad for p in model.parameters()]  # torch makes no empty state for what has a gradient
+        optimizer.zero_grad(set_to_none=True)
         weights, state = get_state_dict(model, optimizer)
         loaded = {"model": weights, "optimizer": state}
         with self._one_process_is_fine():
@@ -115,6 +122,8 @@ class Checkpoints:
         set_state_dict(
             model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"]
         )
+        for p, gradient in zip(model.parameters(), kept, strict=True):
+            p.grad = gradient
         own = torch.load(path / f"rank-{self.ranks.rank}.pt", weights_only=True, map_location="cpu")
         _restore_random(own)
         for name, e in extra.items():

@@ -35,6 +35,8 @@ def apply(model: nn.Module, settings: Compile, *, kept: float = 1.0) -> None:
     """
     if settings.compile == "none":
         return
+    import torch._dynamo.config
+
     if torch._dynamo.config.suppress_errors:
         raise RuntimeError(
             "torch._dynamo.config.suppress_errors is on: a failed compile would run eagerly in "

@@ -434,6 +434,10 @@ def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
     parts = f"{shared} = {replicas}"
     if t.micro_batch_size:
         parts = f"micro_batch_size × {shared} = {micro} × {replicas}"
+    latent = m.attention_form == "latent"
+    rotated_name, rotated = (
+        ("latent_width", m.latent_width) if latent else ("width / heads", m.width // m.heads)
+    )
     wrong_layers = [i for i in c.logging.activation_norm_layers if not 0 <= i < m.layers]
     checks = [  # (settings that decide it, broken, message)
         (
@@ -470,6 +474,23 @@ def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
             ("activation_checkpointing", "compile"),
             c.memory.activation_checkpointing == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
+        ),
+        (
+            ("profile_steps", "steps"),
+            c.runtime.profile_steps and t.steps < c.runtime.profile_steps + 4,
+            f"profile_steps = {c.runtime.profile_steps}: needs steps ≥ {c.runtime.profile_steps + 4}, because the "
+            "first are warm-up",
+        ),
+        (
+            ("positions", "attention_form", "width", "heads", "latent_width"),
+            m.positions == "rotary" and rotated % 2,
+            f"positions = 'rotary': {rotated_name} = {rotated}: must be even, because features turn in pairs",
+        ),
+        (
+            ("reciprocal_alpha", "attention"),
+            m.reciprocal_alpha and m.attention != "manual",
+            f"reciprocal_alpha = {m.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
+            f"{m.attention!r}",
         ),
         (
             ("activation_norm_layers", "layers"),

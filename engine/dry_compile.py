@@ -60,17 +60,13 @@ REDUCTIONS = {
 
 @contextlib.contextmanager
 def settings(config: Config) -> Iterator[None]:
-    """The compiler's settings for this run; nothing is read from its caches, nor written to them."""
+    """The compiler's settings for this run; what it makes here is kept in no cache."""
     import torch._functorch.config
-    import torch._inductor.config
 
     m = config.memory
     budget = m.memory_budget if m.activation_checkpointing == "budget" else 1.0
     torch._dynamo.reset()
-    with (
-        torch._functorch.config.patch(activation_memory_budget=budget, enable_autograd_cache=False),
-        torch._inductor.config.patch(force_disable_caches=True),
-    ):
+    with torch._functorch.config.patch(activation_memory_budget=budget, enable_autograd_cache=False):
         yield
     torch._dynamo.reset()
 
@@ -86,7 +82,7 @@ def apply(model: nn.Module, settings: Compile, tape: Tape) -> None:
         return lambda graph, inputs: compile_fx(graph, inputs, inner_compile=compile_graph)
 
     blocks = {
-        "backend": planned("activations", "blocks"),
+        "backend": planned("activations", "residual stream"),
         "dynamic": False,
         "fullgraph": settings.compile_fullgraph,
     }

@@ -10,6 +10,7 @@ for a while counts whole.
 
 import contextlib
 import importlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest import mock
@@ -45,7 +46,9 @@ def trace(config: Config, vocabulary_size: int, place: Place, micro: int) -> Tra
     build = importlib.import_module(MODELS[config.model.model]).build
     with torch.device("meta"):
         model = build(config.model, vocabulary_size, config.logging.activation_norm_layers)
-    with FakeTensorMode(), _pretend(config, place) as tape:
+        _split(model, config.parallel.tensor_parallel)
+    # Compiling fakes makes torch warn of what matters to real tensors alone.
+    with warnings.catch_warnings(action="ignore"), FakeTensorMode(), _pretend(config, place) as tape:
         return DryRun(config, model, place, micro, tape).trace()
 
 
@@ -82,7 +85,7 @@ class DryRun:
     """A model and its optimizer of fake tensors, and the steps they take."""
 
     def __init__(self, config: Config, model: nn.Module, place: Place, micro: int, tape: Tape):
-        """`model` is on the meta device."""
+        """`model` is this rank's part, on the meta device."""
         self.config, self.micro, self.tape = config, micro, tape
         self.on_gpu = place.device_type == "cuda"
         replicas, shards, tensor = parallel.sizes(config.parallel, place.ranks)
@@ -101,7 +104,6 @@ class DryRun:
             chunk_tokens=c.training.loss_chunk_tokens,
             group=FakeGroup(tensor) if tensor > 1 else None,
         )
-        _split(model, tensor)
         _make_fake(model)
         if c.training.float8:
             float8.convert(model)
@@ -159,10 +161,11 @@ class DryRun:
         tape, shape = self.tape, (self.sequences, self.config.model.context)
         with tape.labelled("temporary", "batch"):
             inputs, targets = (torch.empty(shape, dtype=torch.int64).split(self.micro) for _ in range(2))
+        tape.mark("start")
         for i in range(self.accumulation):
             self.is_last = i == self.accumulation - 1
             with self._gathered():
-                with self._autocast(), tape.labelled("activations", "embeddings and stream"):
+                with self._autocast(), tape.labelled("activations", "residual stream"):
                     loss, _norms = self.model(inputs[i], targets[i])
                 tape.mark("forward")
                 with tape.labelled("temporary", "backward pass"):
@@ -264,7 +267,7 @@ def _copied(tensor: torch.Tensor, _device) -> torch.Tensor:
 
 
 def _split(model: nn.Module, size: int) -> None:
-    """Leave the first of `size` tensor-parallel parts of every matrix in `model`, which is on the meta device."""
+    """Leave the first of `size` tensor-parallel parts of every matrix in `model`."""
     if size == 1:
         return
     for name, parameter in list(model.named_parameters()):

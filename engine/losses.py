@@ -51,18 +51,20 @@ class Plan:
     dtype: torch.dtype  # of the operands of the head's product
     chunk: int  # tokens whose logits exist at a time, ≥ 1
     saw: Callable[[torch.Tensor], None]  # is shown every tensor of logits
+    gradient_scale: torch.Tensor | None = None  # a scalar on the device; the gradients are made with it
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """(hidden (N, C), weight (rows, C), targets (N,), plan) → summed cross-entropy in nats, an fp32 scalar.
 
     The weight's gradient is summed in fp32. A second backward pass is an error: the first one scaled the
-    gradients in place.
+    gradients in place. With a gradient_scale they are scaled already, at no cost, and the gradient that comes
+    in is taken to be 1: call backward() on this loss itself.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, plan: Plan):
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.dtypes, ctx.is_scaled = (hidden.dtype, weight.dtype), plan.gradient_scale is not None
         loss, *gradients = loss_and_gradients(
             hidden,
             weight,
@@ -112,7 +114,10 @@ def loss_and_gradients(
             inputs, answers = hidden[chunk], targets[chunk]
             logits = torch.mm(inputs, weight.t(), out=buffer[: len(inputs)])
             plan.saw(logits)
-            statistics.append(_kernel(logits)(logits, answers, plan.vocabulary, write=write))
+            kernel = _kernel(logits)
+            statistics.append(
+                kernel(logits, answers, plan.vocabulary, write=write, scale=plan.gradient_scale)
+            )
             if for_hidden:
                 torch.mm(logits, weight, out=hidden_gradient[chunk])
             if for_weight:
@@ -141,12 +146,18 @@ def _gpu_kernel() -> Callable:
 
 
 def statistics_and_gradient_(
-    logits: torch.Tensor, targets: torch.Tensor, vocabulary: Vocabulary, *, write: bool
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary: Vocabulary,
+    *,
+    write: bool,
+    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(largest logit, sum of exp(logit - largest), target's logit) of each row, as (3, N), in fp32.
 
     logits (N, columns) are overwritten: with softmax - onehot(target) if `write` (0 for a target that is
-    IGNORED, and in padding), otherwise with anything. Statistics are of the whole vocabulary, softmax too.
+    IGNORED, and in padding), times `scale` if given; otherwise with anything. Statistics and softmax are of the
+    whole vocabulary.
     """
     first, classes = vocabulary.part(logits.shape[1])
     work = logits.to(_at_least_fp32(logits.dtype))  # a copy of half-precision logits only
@@ -160,8 +171,11 @@ def statistics_and_gradient_(
     statistics = torch.stack([largest, total, target_logit])
     parallel.summed(statistics[1:], vocabulary.group)
     if write:
-        scale = _of_counted(1 / statistics[1], targets, vocabulary.size)
-        work.mul_(scale[:, None]).scatter_add_(1, column, -is_here[:, None].to(work.dtype))
+        one = (
+            torch.ones_like(statistics[1]) if scale is None else scale.to(work.dtype).expand_as(statistics[1])
+        )
+        work.mul_(_of_counted(one / statistics[1], targets, vocabulary.size)[:, None])
+        work.scatter_add_(1, column, -(one * is_here)[:, None])
         if work is not logits:
             logits.copy_(work)
     return statistics
@@ -193,6 +207,19 @@ def _add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+class ScaledGradient(torch.autograd.Function):
+    """A loss as it is, whose gradient is multiplied by a scalar tensor on the device."""
+
+    @staticmethod
+    def forward(ctx, loss, scale):
+        ctx.save_for_backward(scale)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * ctx.saved_tensors[0], None
 
 
 # --- logits kept whole, their vocabulary split over a group

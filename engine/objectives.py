@@ -25,6 +25,7 @@ class NextToken(nn.Module):
     The weight's rows from `vocabulary_size` on are padding: probability and gradient exactly 0. With a
     tensor-parallel `group` the weight is this process's share of the rows, in the order of ranks, and hidden
     is the same in all processes. The head's product is in autocast's dtype, or hidden's if autocast is off.
+    gradient_scale, a scalar on the device, multiplies the gradients: then call backward() on the loss itself.
 
     kernel: full: logits and gradient whole, by autograd; fused: the gradient overwrites the logits; chunked:
     the same with at most `chunk_tokens` rows of logits at a time. Where no gradient is needed, fused is
@@ -56,16 +57,26 @@ class NextToken(nn.Module):
         if self.kernel == "full" and self.vocabulary.group is None:
             self._whole = torch.compile(_whole, **options)
 
-    def forward(self, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        gradient_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         hidden, weight = _local(hidden), _local(weight)
         self.vocabulary.check(len(weight))
         dtype, device = hidden.dtype, hidden.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         path = self._full if self.kernel == "full" else self._in_place
-        return path(hidden, weight, targets, dtype)
+        return path(hidden, weight, targets, dtype, gradient_scale)
 
-    def _full(self, hidden, weight, targets, dtype) -> torch.Tensor:
+    def _full(self, hidden, weight, targets, dtype, gradient_scale) -> torch.Tensor:
+        loss = self._unscaled(hidden, weight, targets, dtype)
+        return loss if gradient_scale is None else losses.ScaledGradient.apply(loss, gradient_scale)
+
+    def _unscaled(self, hidden, weight, targets, dtype) -> torch.Tensor:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         self._note("full", targets.numel(), len(weight), hidden.dtype)
         if self.vocabulary.group is None:
@@ -75,11 +86,11 @@ class NextToken(nn.Module):
                 hidden.flatten(0, 1), weight, targets.flatten(), self.vocabulary
             )
 
-    def _in_place(self, hidden, weight, targets, dtype) -> torch.Tensor:
+    def _in_place(self, hidden, weight, targets, dtype, gradient_scale) -> torch.Tensor:
         hidden, targets = hidden.flatten(0, 1), targets.flatten()
         differentiable = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         chunk = len(hidden) if self.kernel == "fused" and differentiable else self.chunk_tokens
-        plan = losses.Plan(self.vocabulary, dtype, max(chunk, 1), self._saw)
+        plan = losses.Plan(self.vocabulary, dtype, max(chunk, 1), self._saw, gradient_scale)
         if differentiable:
             return losses.LinearCrossEntropy.apply(hidden, weight, targets, plan)
         return losses.loss_and_gradients(hidden, weight, targets, plan)[0]

@@ -47,6 +47,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *data(config, run.tokens, run.order, run.steps_taken),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
+        *run.batches.lines(config.runtime.prefetch),
         *run.profiler.lines(),
         *model.given_weights,
         *ladder.lines(run.events),
@@ -121,6 +122,9 @@ def attention(config: Config, seen: Observed) -> list[Line]:
         return [
             Line("attention", wanted, wanted, "inside a CUDA graph, so its operations were not seen", True)
         ]
+    if wanted == "math" and not found and config.compile.compile != "none":
+        how = "no other kernel ran in one step; compiled, its own parts have no name of their own"
+        return [Line("attention", wanted, "sdpa math", how, True)]
     used = ", ".join(f"sdpa {kernel}" for kernel in sorted(found)) or "manual"
     how = "; ".join(f"{n} calls of {kernel} in one step" for kernel, n in sorted(found.items()))
     agrees = bool(found) == (wanted != "manual") if wanted in ("sdpa", "manual") else set(found) == {wanted}

@@ -2,8 +2,9 @@
 
     python -m engine.plan FILE.toml [--device-memory-gib X] [--ranks N]
 
-One training step is gone through on fake tensors (engine/dry_run.py); this module puts it into words. It refuses, with
-exit status 2, a run that cannot fit; that a run fits is not promised: an allocator also loses memory between tensors.
+One training step is gone through on fake tensors (engine/dry_run.py); this module puts it into words. It refuses,
+with exit status 2, a run that cannot fit. That a run fits is not promised: an allocator also loses memory between
+tensors.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from engine.errors import ConfigError, command
 KINDS = ("parameters", "gradients", "optimizer", "activations", "logits", "temporary", "libraries")
 MOST_PARTS = 5  # contributors shown of activations and of temporaries
 KNOWN_VOCABULARIES = {"bytes": 256, "gpt2": 50257}  # of tokenizers that are not made from the data
-DEEP = 12  # layers from which a model that is compiled whole is not traced but extended, for the time it takes
+DEEP = (
+    12  # layers from which a model that is compiled whole is not traced but extended, for the time it takes
+)
 GIB = 2**30
 
 
@@ -65,16 +68,16 @@ def estimate(
         raise ConfigError(problems)
     micro = micro_batch or config.training.micro_batch_size or sequences(config, ranks)
     peak, kept = _traced(config, vocabulary_size, device_type, ranks, micro)
+    not_kept = ("gathered weights",) if config.parallel.reshard_after_forward else ()
     kinds, parts = Counter(), Counter()
     for (kind, part), size in peak.items():
-        kind = "logits" if part == "logits" else kind
-        kinds[kind] += size
-        parts[kind, part] += size
+        kinds["logits" if part == "logits" else kind] += size
+        parts[kind, part] += size * (part != "logits")
     return Plan(
         micro_batch=micro,
         **{kind: kinds[kind] for kind in KINDS},
         parts=tuple((*label, size) for label, size in parts.most_common() if size),
-        kept=sum(kept.values()),
+        kept=sum(size for (_, part), size in kept.items() if part not in not_kept),
     )
 
 
@@ -84,8 +87,8 @@ def sequences(config: Config, ranks: int) -> int:
     own, rest = divmod(config.training.batch_size, replicas)
     if rest or own % (config.training.micro_batch_size or 1):
         raise ConfigError(
-            f"batch_size = {config.training.batch_size}: must be a multiple of micro_batch_size × the {replicas} ranks "
-            "that read different data"
+            f"batch_size = {config.training.batch_size}: must be a multiple of micro_batch_size × the {replicas} "
+            "ranks that read different data"
         )
     return own
 
@@ -189,20 +192,24 @@ def check(plan: Plan, fits: int, config: Config, ranks: int, capacity: float) ->
     advice = (
         f"micro_batch_size = {micro} would fit"
         if micro
-        else "not even micro_batch_size = 1 would fit: use activation checkpointing, loss_kernel = 'chunked', sharding "
-        "or a smaller model"
+        else "not even micro_batch_size = 1 would fit: use activation checkpointing, loss_kernel = 'chunked', "
+        "sharding or a smaller model"
     )
     raise ConfigError(
-        f"out of memory: a step with micro-batches of {plan.micro_batch} needs {plan.peak / GIB:.2f} GiB, and there are "
-        f"{capacity / GIB:.2f} GiB; {advice}"
+        f"out of memory: a step with micro-batches of {plan.micro_batch} needs {plan.peak / GIB:.3g} GiB, and there "
+        f"are {capacity / GIB:.3g} GiB; {advice}"
     )
 
 
 @command
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m engine.plan", description="Memory of a run, before it runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.plan", description="Memory of a run, before it runs."
+    )
     parser.add_argument("file", help="the run's TOML file")
-    parser.add_argument("--device-memory-gib", type=float, help="of the GPU to plan for; default: this machine's")
+    parser.add_argument(
+        "--device-memory-gib", type=float, help="of the GPU to plan for; default: this machine's"
+    )
     parser.add_argument("--ranks", type=int, help="processes; default: the run's own, or 1")
     asked = parser.parse_args(arguments)
     config = load(asked.file)

@@ -2,6 +2,7 @@
 
     results/<study>/<run>-<seed>/
         config.toml  ledger.json  env.json  events.jsonl  steps.csv  evals.csv  metrics.json  model.safetensors
+        and, of a run with profile_steps, trace.json.gz  profile.json
 
 `metrics.json` is written last: a directory without it is an incomplete run.
 """

@@ -89,11 +89,11 @@ class Step:
         if self.keep_gradients:  # CUDA graphs: this micro-batch may reuse the last one's memory
             torch.compiler.cudagraph_mark_step_begin()
         with part("forward"), autocast(self.training.precision, self.ranks.device):
-            loss, norms = self.model(inputs, targets)
+            loss, norms = self.model(inputs, targets, factor)
         if self.after_forward:
             self.after_forward()
         with part("backward"):
-            (loss * factor).backward()
+            loss.backward()
         return torch.stack([loss.detach(), *(n.square() for n in norms)])
 
     def _update(self) -> torch.Tensor:

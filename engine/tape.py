@@ -24,7 +24,7 @@ class Trace:
     """What was alive at two moments, in bytes by label."""
 
     peak: Counter  # when most was alive
-    forward: Counter  # after the first forward pass, less what was alive before it
+    forward: Counter  # after the first forward pass, less what was alive at its start
 
 
 class Tape(TorchDispatchMode):
@@ -121,10 +121,10 @@ class Tape(TorchDispatchMode):
     def restart(self) -> None:
         """Forget what was; what is alive stays counted."""
         self._events = [(n, size, label) for n, (size, label) in _alive(self._events).items()]
-        self._marks = {"start": len(self._events)}
+        self._marks = {}
 
     def trace(self) -> Trace:
-        """Look at the tape since it was restarted."""
+        """Look at the tape since it was restarted; the moments "start" and "forward" have been marked."""
         sizes, total, highest, at = {}, 0, -1, 0
         for i, (number, size, _) in enumerate(self._events):
             total += size - sizes.get(number, 0)

@@ -23,6 +23,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise ConfigError("usage: python -m engine.train FILE.toml")
     config = load(sys.argv[1])
+    runtime.before_torch(config.runtime)
     from engine.optimizers import missing_library
 
     if problem := missing_library(config.optimizer):
@@ -30,7 +31,6 @@ def main() -> None:
     from engine.launch import tokens_for
 
     tokens = tokens_for(config)
-    runtime.before_torch(config.runtime)
     from engine import ladder
     from engine.trainer import run  # torch is imported from here on
 

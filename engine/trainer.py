@@ -35,7 +35,7 @@ from engine.evaluate import figures, mean_loss
 from engine.ledger import as_dict
 from engine.memory import StepMemory, apply_activation_checkpointing
 from engine.models import MODELS
-from engine.models.attention import select_attention
+from engine.models.attention import kernel_problems, select_attention
 from engine.objectives import NextToken
 from engine.offload import offload
 from engine.operations import Operations
@@ -68,6 +68,9 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
     micro = t.micro_batch_size or per_rank
     problems = [
         *parallel.check(config, ranks.world_size),
+        *kernel_problems(
+            config.model.attention, ranks.device, precision=t.precision, dropout=config.model.dropout
+        ),
         *runtime.check(config.runtime, ranks.device.type),
         *ladder.check(config, ranks.world_size, ranks.device.type),
         *float8.check(t.float8, ranks.device, micro * config.model.context),
@@ -155,7 +158,7 @@ class Trainer:
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
         hashes = {s: tokens.meta["splits"][s]["sha256_tokens"] for s in tokens.meta["splits"]}
-        name = checkpoint.fingerprint(config, hashes, ranks)
+        name = checkpoint.fingerprint(config, hashes, ranks, parallel.unwrapped(self.model).given_weights)
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
 
     def train(self) -> None:
@@ -164,7 +167,7 @@ class Trainer:
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
         self.measured_step = min(first + 2, steps - 1)
-        batches = Prefetcher(
+        self.batches = Prefetcher(
             self.order,
             first_step=first,
             last_step=steps,
@@ -179,9 +182,9 @@ class Trainer:
             first_step=self.measured_step + 1,
             active=self.ranks.is_first,
         )
-        with self.collector, batches, self.profiler:
+        with self.collector, self.batches, self.profiler:
             self._uncounted()
-            for batch in batches:
+            for batch in self.batches:
                 self._one_step(batch)
                 if self.profiler.step(batch.step):
                     self._uncounted()

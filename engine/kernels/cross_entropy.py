@@ -18,23 +18,28 @@ COLUMNS_PER_WARP = 512  # 16 a thread: two loads of 16 bytes in bf16
 
 
 def statistics_and_gradient_(
-    logits: torch.Tensor, targets: torch.Tensor, vocabulary, *, write: bool
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary,
+    *,
+    write: bool,
+    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The same as engine.losses.statistics_and_gradient_, for tensors on a GPU."""
     group, targets = vocabulary.group, targets.contiguous()
     statistics = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
-    _launch(logits, targets, statistics, vocabulary, read=True, write=write and group is None)
+    _launch(logits, targets, statistics, vocabulary, scale, read=True, write=write and group is None)
     if group is not None:
         own = statistics[0].clone()
         parallel.largest(statistics[0], group)
         statistics[1].mul_((own - statistics[0]).exp_())
         parallel.summed(statistics[1:], group)
         if write:
-            _launch(logits, targets, statistics, vocabulary, read=False, write=True)
+            _launch(logits, targets, statistics, vocabulary, scale, read=False, write=True)
     return statistics
 
 
-def _launch(logits, targets, statistics, vocabulary, *, read: bool, write: bool) -> None:
+def _launch(logits, targets, statistics, vocabulary, scale, *, read: bool, write: bool) -> None:
     rows, columns = logits.shape
     first, classes = vocabulary.part(columns)
     block = min(MAX_BLOCK, max(32, triton.next_power_of_2(columns)))
@@ -42,6 +47,7 @@ def _launch(logits, targets, statistics, vocabulary, *, read: bool, write: bool)
         logits,
         targets,
         statistics,
+        statistics if scale is None else scale,
         rows,
         logits.stride(0),
         first,
@@ -52,6 +58,7 @@ def _launch(logits, targets, statistics, vocabulary, *, read: bool, write: bool)
         BLOCK=block,
         READ=read,
         WRITE=write,
+        SCALED=scale is not None,
         num_warps=max(1, block // COLUMNS_PER_WARP),
     )
 
@@ -61,6 +68,7 @@ def _rows(
     logits,  # (rows, COLUMNS), rows `stride` apart
     targets,  # (rows,) int64, classes of the whole vocabulary
     statistics,  # (3, rows) fp32: largest logit, sum of exp(logit - largest), target's logit
+    gradient_scale,  # one fp32 number; read only if SCALED
     rows,
     stride,
     first,  # class of column 0
@@ -71,6 +79,7 @@ def _rows(
     BLOCK: tl.constexpr,
     READ: tl.constexpr,  # fill the statistics; otherwise take them as given
     WRITE: tl.constexpr,  # overwrite the logits with their gradient
+    SCALED: tl.constexpr,  # times gradient_scale
 ):
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * stride
@@ -91,7 +100,11 @@ def _rows(
         is_class = (target >= 0) & (target < SIZE)
         scale = tl.where(is_class, 1.0 / total, float("nan"))
         scale = tl.where(target == IGNORED, 0.0, scale)
-        _write_gradient(row, column, largest, scale, CLASSES, COLUMNS, BLOCK)
+        one = 1.0
+        if SCALED:
+            one = tl.load(gradient_scale)
+            scale = scale * one
+        _write_gradient(row, column, largest, scale, one, CLASSES, COLUMNS, BLOCK)
 
 
 @triton.jit
@@ -133,19 +146,22 @@ def _masked(row, columns, CLASSES: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _write_gradient(
-    row, column, largest, scale, CLASSES: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
+    row, column, largest, scale, one, CLASSES: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Overwrite a row of logits with softmax - onehot(column); softmax is exp(x - largest) * scale."""
+    """Overwrite a row of logits with one * (softmax - onehot(column)); one * softmax is exp(x - largest) * scale.
+
+    The stores are streamed: they must not drive the rows of other programs out of the L2 cache.
+    """
     WHOLE: tl.constexpr = CLASSES // BLOCK * BLOCK
     lanes = tl.arange(0, BLOCK)
     for start in range(0, WHOLE, BLOCK):
         columns = start + lanes
         x = tl.load(row + columns, eviction_policy="evict_first").to(tl.float32)
         p = tl.exp(x - largest) * scale
-        tl.store(row + columns, tl.where(columns == column, p - 1.0, p))
+        tl.store(row + columns, tl.where(columns == column, p - one, p), cache_modifier=".cs")
     for start in range(WHOLE, COLUMNS, BLOCK):
         columns = start + lanes
         x = _masked(row, columns, CLASSES, COLUMNS)
         p = tl.exp(x - largest) * scale
-        gradient = tl.where(columns == column, p - 1.0, p)
-        tl.store(row + columns, gradient, mask=columns < COLUMNS)
+        gradient = tl.where(columns == column, p - one, p)
+        tl.store(row + columns, gradient, mask=columns < COLUMNS, cache_modifier=".cs")

@@ -13,7 +13,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from engine.errors import ConfigError
 from engine.models.attention import Cache, MultiHead
 from engine.models.latent import Latent
 from engine.models.mlp import MLP
@@ -123,11 +122,17 @@ class GPT(nn.Module):
         self.stream_dtype = x.dtype
         return _as_operand(self.norm(x)), norms
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        gradient_scale: torch.Tensor | None = None,
+    ):
+        """gradient_scale: multiplies the loss's gradients, not the loss; then call backward() on it itself."""
         hidden, norms = self.features(tokens)
         if targets is None:
             return self.logits(hidden), norms
-        return self.loss(hidden, self.head_weight, targets), norms
+        return self.loss(hidden, self.head_weight, targets, gradient_scale), norms
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, C) → (…, V)."""
@@ -145,25 +150,6 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
-def problems(s) -> list[str]:
-    """What cannot be built from these settings, beyond the rules between settings in engine/config.py."""
-    found = []
-    latent = s.attention_form == "latent"
-    name, rotated = ("latent_width", s.latent_width) if latent else ("width / heads", s.width // s.heads)
-    if s.positions == "rotary" and rotated % 2:
-        found.append(
-            f"positions = 'rotary': {name} = {rotated}: must be even, because features turn in pairs"
-        )
-    if latent and s.reciprocal_alpha and s.attention != "manual":
-        found.append(
-            f"reciprocal_alpha = {s.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
-            f"{s.attention!r}"
-        )
-    return found
-
-
 def build(settings, vocabulary_size: int, norm_layers: tuple[int, ...] = ()) -> GPT:
-    """A GPT with weights drawn from torch's global generator: seed it first. Raises ConfigError."""
-    if found := problems(settings):
-        raise ConfigError(found)
+    """A GPT with weights drawn from torch's global generator: seed it first."""
     return GPT(settings, vocabulary_size, norm_layers)

@@ -5,12 +5,13 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks import process
 from benchmarks.data import make_tokens
 from benchmarks.factorial import EXPERIMENTS, Experiment
-from benchmarks.peers import PEERS, engine
+from benchmarks.peers import PEERS, engine, nanogpt
 from benchmarks.record import main as record
 from benchmarks.rows import complete
 from benchmarks.sizes import SIZES, engine_settings
@@ -266,6 +267,46 @@ def test_a_peer_beyond_its_limit_is_ended_with_its_children(fake, tmp_path):
     assert found["last_lines"][-1] == "ended after 1 s"
     process.subprocess.run(["sleep", "1.5"], check=True)
     assert not (tmp_path / "survived").exists()
+
+
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+import torch.nn.functional as F
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.zeros(config.vocab_size, config.vocab_size))
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas)
+
+    def forward(self, tokens, targets):
+        logits = self.rows[tokens]
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_a_checkout_of_nanogpt_is_trained_on_the_same_tokens(tmp_path):
+    """A bigram table in its place: chance at first, less after some steps on tokens that repeat."""
+    (tmp_path / "model.py").write_text(NANOGPT, encoding="utf-8")
+    np.arange(2000, dtype=np.uint16).__mod__(7).tofile(tmp_path / "train.bin")
+    found = nanogpt.measure(Task(SMOKE, {}, tmp_path, "uint16", 301, tmp_path))
+    assert found["loss_first"] == pytest.approx(math.log(320))  # 301 padded to 64s
+    assert found["loss_last"] < found["loss_first"] - 0.1
+    assert len(found["step_seconds"]) == SMOKE.steps and min(found["step_seconds"]) > 0
+    assert found["parameters"] == 320**2
 
 
 def test_nanogpt_without_a_checkout_is_missing(tmp_path):

@@ -114,7 +114,7 @@ def test_a_name_like_no_other_gets_no_hint():
             {"activation_norm_layers": [0, True]},
             "activation_norm_layers = [0, True]: must be a list of whole numbers",
         ),
-        ({"precision": 16}, "precision = 16: must be one of fp32, bf16"),
+        ({"precision": 16}, "precision = 16: must be one of fp32, bf16, fp16"),
         ({"dropout": None}, "dropout = None: must be a number ≥ 0 and < 1"),
     ],
 )
@@ -132,8 +132,8 @@ def test_a_wrong_type_is_told_with_what_is_allowed(values, message):
         ({"steps": 0}, "steps = 0: must be a whole number ≥ 1"),
         ({"seed": -1}, "seed = -1: must be a whole number ≥ 0 and ≤ 4294967295"),
         ({"seed": 2**32}, "seed = 4294967296: must be a whole number ≥ 0 and ≤ 4294967295"),
-        ({"precision": "fp16"}, "precision = 'fp16': must be one of fp32, bf16"),
-        ({"optimizer": "sdg"}, "optimizer = 'sdg': must be one of adamw, adam, sgd"),
+        ({"precision": "fp8"}, "precision = 'fp8': must be one of fp32, bf16, fp16"),
+        ({"optimizer": "sdg"}, "optimizer = 'sdg': must be one of adamw, adam, adamw8bit, sgd"),
     ],
 )
 def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
@@ -149,7 +149,7 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
         ),
         (
             {"optimizer": "sgd", "beta1": 0.8},
-            "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam",
+            "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam or adamw8bit",
         ),
         (
             {"schedule": "constant", "min_lr_fraction": 0.5},
@@ -330,7 +330,11 @@ def test_what_a_run_leaves_reads_back_the_same(tmp_path, values):
 def test_what_has_no_effect_is_not_written():
     written_out = tables(resolve({"optimizer": "sgd"}, "here"))
     assert "beta1" not in written_out["optimizer"] and written_out["optimizer"]["momentum"] == 0.9
-    assert written_out["memory"] == {"activation_checkpointing": "none"}
+    assert written_out["memory"] == {
+        "activation_checkpointing": "none",
+        "on_out_of_memory": "stop",
+        "memory_limit_gib": 0.0,
+    }
 
 
 # --- the command

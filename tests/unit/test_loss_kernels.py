@@ -74,6 +74,15 @@ def test_chunks_of_any_size_give_the_loss_and_gradients_of_plain_cross_entropy(c
     assert objective.largest_logits == (min(chunk, 33), V)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_gradient_scale_multiplies_the_gradients_and_not_the_loss(kernel):
+    objective, inputs = NextToken(V, kernel, 8), case(64)
+    hidden, weight = (t.clone().requires_grad_() for t in inputs[:2])
+    loss = objective(hidden, weight, inputs[2], torch.tensor(UPSTREAM))
+    loss.backward()
+    assert_close((loss.detach(), hidden.grad, weight.grad), reference(*inputs))
+
+
 @pytest.mark.parametrize("ignored", [0, 4, 32])
 @pytest.mark.parametrize("rows", [V, 64, 128])
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -341,8 +350,8 @@ def test_the_ledger_disagrees_if_chunks_were_not_made(monkeypatch):
 class Whole(losses.Plan):
     """A plan that takes all tokens at a time, whatever it was told."""
 
-    def __init__(self, vocabulary, dtype, _chunk, saw):
-        super().__init__(vocabulary, dtype, 10**6, saw)
+    def __init__(self, vocabulary, dtype, _chunk, saw, scale):
+        super().__init__(vocabulary, dtype, 10**6, saw, scale)
 
 
 def test_the_ledger_disagrees_if_fused_was_chunked_or_nothing_ran(monkeypatch):

@@ -233,17 +233,15 @@ def test_the_maps_of_latent_attention_keep_the_variance_of_plain_attention():
 
 
 def test_scores_that_must_be_written_out_are_not_left_to_a_kernel():
-    s = settings(
-        attention_form="latent", reciprocal_alpha=0.5, attention="sdpa", positions="rotary", latent_width=3
-    )
+    s = {"attention_form": "latent", "reciprocal_alpha": 0.5, "positions": "rotary", "latent_width": 3}
     with pytest.raises(ConfigError, match="2 problems") as raised:
-        gpt.build(s, 17)
+        resolve(s, "test")
     assert raised.value.problems == [
         "positions = 'rotary': latent_width = 3: must be even, because features turn in pairs",
         "reciprocal_alpha = 0.5: needs its scores written out; set attention = 'manual', not 'sdpa'",
     ]
     with pytest.raises(ConfigError, match=r"positions = 'rotary': width / heads = 3: must be even"):
-        gpt.build(settings(width=6, positions="rotary"), 17)
+        resolve({"width": 12, "positions": "rotary"}, "test")
 
 
 # --- positions

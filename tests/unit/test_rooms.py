@@ -24,6 +24,7 @@ FOREIGN = {  # library: the only places that may import it, by path from the rep
     "torchtitan": ["engine/titan.py", "benchmarks/peers/titan.py"],
     "transformers": ["benchmarks/peers/hf.py"],
     "torch.distributed": [
+        "engine/memory.py",  # its wrapper for activation checkpointing
         "engine/parallel.py",
         "engine/tensor_parallel.py",
         "engine/titan.py",

@@ -1,0 +1,258 @@
+"""The largest micro-batch that fits: double until memory runs out, then bisect; each trial is a run of its own.
+
+    python -m engine.frontier FILE.toml [--largest N] [--out frontier.json]
+
+A trial is a few steps of engine.train in a process and a directory of its own, with one micro-batch as the whole
+batch. Its result is written before the next one starts, and the same command goes on from there. Running out of
+memory (exit status 3 of engine.train) is a result; any other failure is an error, which says nothing about memory and
+ends the search.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.config import Config, load
+from engine.errors import ConfigError, command
+from engine.launch import tokens_for
+from engine.rundir import toml, write_json
+from engine.train import OUT_OF_MEMORY
+
+SUCCESS, NO_MEMORY, ERROR = "success", "out_of_memory", "error"
+STEPS = 8  # of a trial; medians leave out the first ones
+PRECISION = 16  # bisecting ends where the next micro-batch would be nearer than a 16th
+REPOSITORY = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trial. What was not measured is None."""
+
+    micro_batch: int  # sequences
+    status: str
+    peak_memory_gib: float | None = None
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
+    message: str = ""
+
+
+def search(
+    trial: Callable[[int], Result], known: list[Result], largest: int, keep: Callable[[list[Result]], None]
+) -> list[Result]:
+    """Try micro-batches up to `largest` until the largest that fits is known, or a trial ends in an error.
+
+    known: results from before; only errors are tried again. keep: is given all results after each trial.
+    """
+    results = {r.micro_batch: r for r in known if r.status != ERROR}
+    fits, too_much, micro = 0, largest + 1, 1
+    while True:
+        if micro not in results:
+            results[micro] = trial(micro)
+            keep(sorted(results.values(), key=lambda r: r.micro_batch))
+        if results[micro].status == ERROR:
+            break
+        if results[micro].status == SUCCESS:
+            fits = micro
+        else:
+            too_much = micro
+        gap = too_much - fits
+        if fits == largest or gap <= 1:
+            break
+        if too_much > largest:
+            micro = min(2 * micro, largest)
+        elif gap <= fits // PRECISION:
+            break
+        else:
+            micro = fits + gap // 2
+    return sorted(results.values(), key=lambda r: r.micro_batch)
+
+
+def settings_of_trial(config: Config, micro: int) -> Config:
+    """`config` for one trial: a few steps, no accumulation, as little beside them as possible."""
+    t, s, e = config.training, config.schedule, config.evaluation
+    return replace(
+        config,
+        model=replace(config.model, init_from=""),  # weights take no more memory for having been trained
+        training=replace(t, steps=STEPS, batch_size=micro * replicas(config), micro_batch_size=0),
+        schedule=replace(s, warmup_steps=min(s.warmup_steps, STEPS)),
+        memory=replace(config.memory, on_out_of_memory="stop"),
+        runtime=replace(config.runtime, profile_steps=0),
+        evaluation=replace(
+            e, eval_interval=STEPS, eval_batch_size=1, eval_tokens=config.model.context, eval_stride=0
+        ),
+        saving=replace(config.saving, checkpoint_interval=0),
+        logging=replace(config.logging, log_interval=STEPS),
+    )
+
+
+def replicas(config: Config) -> int:
+    """Ranks that read different data."""
+    return max(config.parallel.processes, 1) // config.parallel.tensor_parallel
+
+
+def trial(config: Config, micro: int) -> Result:
+    """Run engine.train with this micro-batch, in a process and a directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="frontier-") as name:
+        directory = Path(name)
+        (directory / "tokens").mkdir()
+        (directory / config.tokens_directory).symlink_to(config.tokens_directory.absolute())
+        own = settings_of_trial(config, micro)
+        (directory / "run.toml").write_text(toml(own), encoding="utf-8")
+        done = subprocess.run(
+            launch_command(max(config.parallel.processes, 1)),
+            cwd=directory,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  no threads here
+        )
+        return result(micro, done, directory / own.directory)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def launch_command(processes: int) -> list[str]:
+    """Train run.toml, with torchrun if in several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", "engine.train", "run.toml"]
+
+
+def result(micro: int, done: subprocess.CompletedProcess, directory: Path) -> Result:
+    """What a finished trial shows; `directory` is its run's."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    says = [line for line in lines if line.startswith("out of memory: ")]
+    if done.returncode == OUT_OF_MEMORY or (says and done.returncode > 0):  # torchrun has a status of its own
+        return Result(micro, NO_MEMORY, message=says[-1] if says else "")
+    if done.returncode:
+        ended = f"exit status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+        return Result(micro, ERROR, message="; ".join([ended, *lines[-3:]]))
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    return Result(
+        micro,
+        SUCCESS,
+        metrics["peak_memory_gib"],
+        metrics["step_seconds_median"],
+        metrics["tokens_per_second"],
+    )
+
+
+def fingerprint(config: Config) -> str:
+    """Of everything that the results depend on, but the device."""
+    fixed = replace(settings_of_trial(config, 1), run=replace(config.run, run="trial"))
+    versions = [importlib.metadata.version(name) for name in ("torch", "torchtitan")]
+    return hashlib.sha256("\n".join([toml(fixed), *versions]).encode()).hexdigest()
+
+
+def load_results(path: Path, name: str) -> list[Result]:
+    """What an earlier search with fingerprint `name` left. Raises ConfigError if `path` is of another search."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        results = [Result(**row) for row in found["results"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"not a frontier's results: {error}; remove it, or use --out", str(path)) from None
+    if found["fingerprint"] != name:
+        raise ConfigError(
+            "these results are of other settings or another torch; remove them, or use --out", str(path)
+        )
+    return results
+
+
+def table(results: list[Result], context: int) -> str:
+    """The results, and the largest micro-batch that fits."""
+    lines = [f"{'micro-batch':>11}  {'status':<13}  {'peak GiB':>9}  {'step ms':>9}  {'tokens/s':>10}"]
+    for r in results:
+        peak, milliseconds, rate = (
+            "–" if value is None else form.format(value * unit)
+            for value, form, unit in (
+                (r.peak_memory_gib, "{:.3f}", 1),
+                (r.step_seconds, "{:.1f}", 1000),
+                (r.tokens_per_second, "{:,.0f}", 1),
+            )
+        )
+        lines.append(
+            f"{r.micro_batch:>11}  {r.status:<13}  {peak:>9}  {milliseconds:>9}  {rate:>10}".rstrip()
+        )
+        if r.status == ERROR:
+            lines.append(f"  {r.message}")
+    fitting = [r for r in results if r.status == SUCCESS]
+    if not fitting:
+        return "\n".join([*lines, "", "none fits"])
+    fastest = max(fitting, key=lambda r: r.tokens_per_second)
+    largest = fitting[-1].micro_batch
+    lines += [
+        "",
+        f"largest that fits: {largest} sequences ({largest * context:,} tokens); "
+        f"fastest: {fastest.micro_batch}",
+    ]
+    return "\n".join(lines)
+
+
+def check(config: Config, largest: int | None) -> None:
+    """Raise ConfigError where nothing would end the search."""
+    if largest is not None and largest < 1:
+        raise ConfigError(f"--largest {largest}: must be ≥ 1")
+    if largest is None and not config.memory.memory_limit_gib and not _has_gpu(config):
+        raise ConfigError(
+            "the CPU has no limit of its own to search for: set memory_limit_gib, or give --largest N"
+        )
+
+
+def _has_gpu(config: Config) -> bool:
+    import torch
+
+    return config.run.device != "cpu" and torch.cuda.is_available()
+
+
+@command
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.frontier", description="Find the largest micro-batch that fits."
+    )
+    parser.add_argument("file", help="the run's TOML file")
+    parser.add_argument(
+        "--largest", type=int, help="micro-batch at which to stop; default: where memory ends"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("frontier.json"), help="results; also read, to go on"
+    )
+    asked = parser.parse_args(arguments)
+    config = load(asked.file)
+    check(config, asked.largest)
+    name = fingerprint(config)
+    known = load_results(asked.out, name)
+    tokens_for(config)
+
+    def keep(results: list[Result]) -> None:
+        write_json(asked.out, {"fingerprint": name, "results": [vars(r) for r in results]})
+
+    def tried(micro: int) -> Result:
+        found = trial(config, micro)
+        print(f"micro-batch {micro}: {found.status}", file=sys.stderr, flush=True)
+        return found
+
+    results = search(tried, known, asked.largest or sys.maxsize, keep)
+    print(table(results, config.model.context), flush=True)
+    if any(r.status == ERROR for r in results):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

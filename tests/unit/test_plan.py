@@ -1,0 +1,273 @@
+"""The memory plan against what real runs measured, on CPUs here and on an H200 before, and its parts by hand."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engine_runs import read_json
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from engine import dry_gpu, plan
+from engine.config import resolve
+from engine.dry_compile import Region
+from engine.errors import ConfigError
+from engine.tape import Tape
+
+SIZES = {"layers": 4, "heads": 4, "width": 64, "context": 64, "batch_size": 8, "steps": 3}
+GPT2 = {  # 124M, as it was measured
+    "layers": 12,
+    "heads": 12,
+    "width": 768,
+    "context": 1024,
+    "bias": False,
+    "pad_vocabulary_to": 64,
+    "batch_size": 64,
+    "micro_batch_size": 32,
+    "precision": "bf16",
+    "residual_precision": "bf16",
+    "loss_kernel": "fused",
+}
+
+
+def config(**values):
+    return resolve(values, "test")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"activation_checkpointing": "every_n"},
+        {"activation_checkpointing": "full", "micro_batch_size": 2},
+        {"loss_kernel": "fused"},
+        {"loss_kernel": "chunked", "loss_chunk_tokens": 128},
+        {"optimizer": "adamw8bit", "batch_size": 1},
+        {"optimizer": "sgd", "precision": "bf16"},
+        {"attention": "manual", "activation": "swiglu", "positions": "rotary", "tie_embeddings": False},
+    ],
+    ids=str,
+)
+def test_the_plan_is_what_a_real_run_on_a_cpu_measures(lab, changes):
+    if changes.get("optimizer") == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    settings = {**SIZES, **changes}
+    metrics = read_json(lab.train(**settings) / "metrics.json")
+    planned = plan.estimate(lab.config(**settings), 256, "cpu", 1)
+    assert planned.peak / 2**30 == pytest.approx(metrics["peak_memory_gib"], rel=0.01)
+    assert planned.kept / 2**20 == pytest.approx(metrics["activation_mib"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_sharded_run_is_what_it_measures(lab):
+    settings = {**SIZES, "width": 128, "data_parallel": "fsdp", "activation_checkpointing": "full"}
+    metrics = read_json(lab.launch(processes=2, **settings) / "metrics.json")
+    planned = plan.estimate(lab.config(**settings), 256, "cpu", 2)
+    assert planned.peak / 2**30 == pytest.approx(metrics["peak_memory_gib"], rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # Inductor's import
+@pytest.mark.parametrize(
+    ("changes", "measured_gib"),
+    [
+        ({}, 14.6),
+        ({"activation_checkpointing": "selective"}, 10.5),
+        ({"activation_checkpointing": "budget", "memory_budget": 0.5}, 10.0),
+        ({"activation_checkpointing": "full", "loss_kernel": "chunked"}, 3.8),
+    ],
+    ids=str,
+)
+def test_the_plan_of_compiled_gpt2_is_what_was_measured_on_a_gpu(changes, measured_gib):
+    """On an H200, by a plain loop with this model compiled by block (FACTS.md, section 4); no GPU is needed here."""
+    planned = plan.estimate(config(**GPT2 | {"compile": "blocks"} | changes), 50257, "cuda", 1)
+    assert planned.peak / 2**30 == pytest.approx(measured_gib, rel=0.1)
+
+
+def test_the_kinds_by_hand():
+    """One block of width 16; DDP has a place for every gradient at all times."""
+    settings = config(layers=1, heads=2, width=16, context=4, batch_size=2)
+    planned = plan.estimate(settings, 256, "cpu", 2)
+    parameters = 256 * 16 + 4 * 16 + (12 * 16 * 16 + 13 * 16) + 2 * 16
+    assert planned.parameters == planned.gradients == 4 * parameters
+    steps = 4 * (2 + 12 + 2)  # Adam's step count of each tensor
+    assert planned.optimizer == 8 * parameters + steps
+    assert planned.libraries == 0 and planned.micro_batch == 1
+    rows = dict(planned.as_rows())
+    assert rows["peak"] == sum(rows[kind] for kind in plan.KINDS) == planned.peak
+
+
+def test_eight_bit_moments_and_their_offload_by_hand():
+    """Each moment of a matrix: 1 byte a value, and 4 for each 256 of them; vectors stay in 32 bits."""
+    sizes = {"layers": 1, "heads": 1, "width": 64, "context": 64, "bias": False, "batch_size": 1}
+    adamw, eight, offloaded = (
+        plan.estimate(config(**sizes, **changes), 256, "cuda", 1)
+        for changes in (
+            {},
+            {"optimizer": "adamw8bit"},
+            {"optimizer": "adamw8bit", "optimizer_offload": True},
+        )
+    )
+    matrices, vectors, allocated = 256 * 64 + 64 * 64 + 12 * 64 * 64, 3, 512  # bytes at the least
+    assert adamw.optimizer == 8 * matrices + vectors * 2 * allocated + (6 + vectors) * allocated
+    assert eight.optimizer == 2 * (matrices + 6 * allocated) + vectors * 2 * allocated
+    assert offloaded.optimizer == 0 and offloaded.peak < eight.peak
+
+
+def test_tensor_parallel_divides_matrices_and_sharding_everything():
+    sizes = {"layers": 2, "heads": 4, "width": 64, "context": 64, "batch_size": 8}
+    one = plan.estimate(config(**sizes), 256, "cpu", 1)
+    tensor = plan.estimate(config(**sizes, tensor_parallel=4), 256, "cpu", 4)
+    sharded = plan.estimate(config(**sizes, data_parallel="fsdp"), 256, "cpu", 4)
+    hybrid = plan.estimate(config(**sizes, data_parallel="hsdp"), 256, "cpu", 4)
+    replicated = plan.estimate(config(**sizes), 256, "cpu", 4)
+    assert one.parameters / 4 < tensor.parameters < one.parameters / 3
+    assert sharded.parameters == one.parameters / 4 and hybrid.parameters == one.parameters / 2
+    assert replicated.parameters == one.parameters and replicated.micro_batch == 2
+
+
+def test_what_ranks_cannot_run_is_refused():
+    with pytest.raises(ConfigError, match=r"tensor_parallel = 2: must divide the 3 processes"):
+        plan.estimate(config(tensor_parallel=2), 256, "cpu", 3)
+    with pytest.raises(ConfigError, match=r"batch_size = 16: must be a multiple of micro_batch_size × the 3"):
+        plan.estimate(config(), 256, "cpu", 3)
+
+
+def test_a_tape_by_hand():
+    with FakeTensorMode():
+        tape = Tape(rounding=512)
+        with tape:
+            kept = torch.empty(100)  # 400 bytes: 512
+            tape.relabel(kept, ("parameters", "w"))
+            tape.restart()
+            tape.mark("start")
+            with tape.labelled("activations", "mlp"):
+                a = torch.empty(1000) + 1  # 4000 bytes: 4096, twice for a moment
+                view = a[10:]
+            tape.mark("forward")
+            with tape.held(2000, ("temporary", "gathered")), tape.off():
+                uncounted = torch.empty(10**6)
+            tape.relabel(a, ("gradients", "g"), share=0.5)
+            del a, view, uncounted
+            b = torch.empty(1)
+        del b
+    trace = tape.trace()
+    assert trace.forward == {("activations", "mlp"): 4096}
+    assert trace.peak == {("parameters", "w"): 512, ("activations", "mlp"): 8192}
+
+
+def test_a_gpus_rules_hold_inside_and_end_outside():
+    x, w = torch.ones(2, 1, 8, 16, dtype=torch.bfloat16), torch.ones(16)
+    ours = F.scaled_dot_product_attention
+    with FakeTensorMode() as fake, torch.autocast("cpu", torch.bfloat16):
+        x, w = fake.from_tensor(x), fake.from_tensor(w)
+        with dry_gpu.rules("sdpa"):
+            assert F.layer_norm(x, (16,), w).dtype is x.softmax(-1).dtype is torch.float32
+            assert F.scaled_dot_product_attention(x, x.float(), x).dtype is torch.bfloat16
+        assert x.softmax(-1).dtype is torch.bfloat16
+    assert F.scaled_dot_product_attention is ours
+
+
+def region(function, *shapes) -> Region:
+    with FakeTensorMode():
+        return Region(make_fx(function)(*(torch.empty(shape) for shape in shapes)))
+
+
+def test_what_a_compiled_region_writes_to_memory():
+    """Only what a matrix product reads, and what leaves: the rest of a chain is fused."""
+
+    def function(x, w):
+        return [((x + 1).exp() @ w).sin().cos()]
+
+    found = region(function, (4, 8), (8, 2))
+    assert [n.target.name() for n in found.nodes if n in found.written] == [
+        "aten::exp",
+        "aten::mm",
+        "aten::cos",
+    ]
+
+
+@pytest.mark.parametrize(("columns", "floats"), [(2, 32 + 16 + 8), (8, 32 + 16 + 32)])
+def test_a_fused_kernel_writes_over_what_it_reads_last(columns, floats):
+    """x (4, 8) → exp, over x, which nobody else holds; then the product; then its cosine over it."""
+    found = region(lambda x, w: [((x + 1).exp() @ w).cos()], (4, 8), (8, columns))
+    tape = Tape()
+    with FakeTensorMode(), tape:
+        args = [torch.empty(4, 8), torch.empty(8, columns)]
+        tape.mark("start")
+        (out,) = found(args, tape, ("activations", "x"))
+        tape.mark("forward")
+    assert args == [] and out.shape == (4, columns)
+    assert sum(tape.trace().peak.values()) == 4 * (32 + 8 * columns + 4 * columns)
+
+
+def test_extending_a_deep_model_by_hand():
+    half, whole = Counter(a=60, b=10), Counter(a=120, b=10, c=6)
+    assert plan._extended(half, whole, 48) == {"a": 480, "b": 10, "c": 42}
+
+
+def test_the_micro_batch_that_would_fit_by_hand():
+    def planned(micro: int, peak: int) -> plan.Plan:
+        kinds = dict.fromkeys(plan.KINDS, 0) | {"activations": peak}
+        return plan.Plan(micro, **kinds, parts=(), kept=0)
+
+    one, eight = planned(1, 300), planned(8, 1000)
+    assert plan.largest_micro_batch(one, eight, 650) == 4
+    assert plan.largest_micro_batch(one, eight, 1099) == 8
+    assert plan.largest_micro_batch(one, eight, 299) == 0
+    plan.check(one, 1, config(), 1, 300)
+    with pytest.raises(ConfigError, match=r"micro-batches of 8 needs .* micro_batch_size = 4 would fit"):
+        plan.check(eight, 6, config(batch_size=8), 1, 650)
+    with pytest.raises(ConfigError, match="not even micro_batch_size = 1 would fit"):
+        plan.check(one, 0, config(batch_size=8), 1, 299)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, 256),
+        ({"tokenizer": "bpe", "vocab_size": 5000}, 5000),
+        ({"tokenizer": "gpt2", "tokenizer_dir": "x"}, 50257),
+    ],
+)
+def test_the_vocabulary_without_the_data(lab, settings, size):
+    assert plan.vocabulary_size(config(study="none_yet", **settings)) == size
+
+
+def test_a_vocabulary_that_only_the_data_knows(lab):
+    asked = lab.config(tokenizer="chars")
+    with pytest.raises(ConfigError, match=r"'chars': its vocabulary is that of the data; run python -m"):
+        plan.vocabulary_size(asked)
+    lab.train(tokenizer="chars", steps=1)
+    assert 30 < plan.vocabulary_size(asked) < 60
+
+
+def test_the_command_fits_or_refuses(lab, capsys):
+    file = lab.file(batch_size=8)
+    plan.main([file])
+    out = capsys.readouterr().out
+    assert "One training step on cpu, 1 rank: micro-batch 8 of 16 tokens" in out and "there is" not in out
+    plan.main([file, "--device-memory-gib", "1"])
+    out = capsys.readouterr().out
+    assert "on cuda" not in out and "micro-batch that would fit" in out
+    with pytest.raises(SystemExit, match="^2$"):
+        plan.main([lab.file(batch_size=8, memory_limit_gib=0.0003), "--ranks", "1"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: 1 problem:\n  - out of memory: a step with micro-batches of 8 needs ")
+    assert "micro_batch_size = " in said and len(said.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_billions_of_parameters_are_planned_in_seconds(tmp_path):
+    """GPT-2 XL, with no memory to speak of."""
+    big = config(
+        **(GPT2 | {"layers": 48, "heads": 25, "width": 1600, "micro_batch_size": 8, "batch_size": 8})
+    )
+    planned = plan.estimate(big, 50257, "cuda", 1)
+    assert planned.parameters / 4 == pytest.approx(1.555e9, rel=0.01)
+    assert planned.optimizer == pytest.approx(2 * planned.parameters, rel=0.01)
