@@ -94,8 +94,8 @@ def identity_of(size: Size, machine: dict, arguments: list[str], commit: str | N
         "device": size.device,
         "hardware": machine["device_name"],
         "torch": machine["torch"],
-        "git_commit": machine["git_commit"] or commit,
-        "git_engine_changed": machine["git_engine_changed"],
+        "git_commit": commit or machine["git_commit"],
+        "git_engine_changed": None if commit else machine["git_engine_changed"],
         "machine": machine,
         "step_tokens": size.step_tokens,
         "warmup": size.warmup,
@@ -119,7 +119,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--repeats", type=int, help="turns")
     p.add_argument("--micro-batch", type=int, help="sequences in one forward pass; the tokens of a step stay")
     p.add_argument("--limit-seconds", type=int, help="for one run of one peer")
-    p.add_argument("--commit", help="commit of this tree, where it is no git checkout")
+    p.add_argument("--commit", help="commit of this tree, where git cannot tell")
     args = p.parse_args(arguments)
     known = [e.name for e in EXPERIMENTS[SIZES[args.size].device]] if args.factorial else list(PEERS)
     args.names = args.only.split(",") if args.only else known

@@ -1,7 +1,8 @@
 """Every setting of a run: name, type, default, unit, rule and meaning, declared once.
 
 This module imports no torch, so that a mistake is reported in a fraction of a second. It must not read the
-environment or the hardware, and must never change a value: a value is taken as given or refused.
+environment or the hardware, and must never change a value: a value is taken as given or refused. Rules between
+settings are in engine/rules.py.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import rules
 from engine.data import DATASETS, TOKENIZERS
 from engine.declare import Setting, setting
 from engine.errors import ConfigError
@@ -424,93 +426,6 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str,
     return problems
 
 
-def _rule_problems(c: Config, unknown: Collection[str]) -> list[str]:
-    """Rules between settings; none that hangs on an `unknown` value."""
-    m, t, e = c.model, c.training, c.evaluation
-    tensor = c.parallel.tensor_parallel
-    replicas = max(c.parallel.processes // tensor, 1)
-    micro = t.micro_batch_size or 1
-    shared = "processes" if tensor == 1 else "processes / tensor_parallel"
-    parts = f"{shared} = {replicas}"
-    if t.micro_batch_size:
-        parts = f"micro_batch_size × {shared} = {micro} × {replicas}"
-    latent = m.attention_form == "latent"
-    rotated_name, rotated = (
-        ("latent_width", m.latent_width) if latent else ("width / heads", m.width // m.heads)
-    )
-    wrong_layers = [i for i in c.logging.activation_norm_layers if not 0 <= i < m.layers]
-    checks = [  # (settings that decide it, broken, message)
-        (
-            ("width", "heads"),
-            m.width % m.heads,
-            f"width = {m.width}: must be a multiple of heads = {m.heads}",
-        ),
-        (
-            ("batch_size", "micro_batch_size", "processes", "tensor_parallel"),
-            t.batch_size % (micro * replicas),
-            f"batch_size = {t.batch_size}: must be a multiple of {parts}",
-        ),
-        (
-            ("warmup_steps", "steps"),
-            c.schedule.warmup_steps > t.steps,
-            f"warmup_steps = {c.schedule.warmup_steps}: must be ≤ steps = {t.steps}",
-        ),
-        (
-            ("eval_stride", "context"),
-            e.eval_stride > m.context,
-            f"eval_stride = {e.eval_stride}: must be ≤ context = {m.context}",
-        ),
-        (
-            ("checkpoint_every", "layers", "activation_checkpointing"),
-            c.memory.checkpoint_every > m.layers and c.memory.activation_checkpointing == "every_n",
-            f"checkpoint_every = {c.memory.checkpoint_every}: must be ≤ layers = {m.layers}",
-        ),
-        (
-            ("processes", "tensor_parallel"),
-            c.parallel.processes % tensor,
-            f"processes = {c.parallel.processes}: must be a multiple of tensor_parallel = {tensor}",
-        ),
-        (
-            ("activation_checkpointing", "compile"),
-            c.memory.activation_checkpointing == "budget" and c.compile.compile == "none",
-            "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
-        ),
-        (
-            ("profile_steps", "steps"),
-            c.runtime.profile_steps and t.steps < c.runtime.profile_steps + 4,
-            f"profile_steps = {c.runtime.profile_steps}: needs steps ≥ {c.runtime.profile_steps + 4}, because the "
-            "first are warm-up",
-        ),
-        (
-            ("positions", "attention_form", "width", "heads", "latent_width"),
-            m.positions == "rotary" and rotated % 2,
-            f"positions = 'rotary': {rotated_name} = {rotated}: must be even, because features turn in pairs",
-        ),
-        (
-            ("reciprocal_alpha", "attention"),
-            m.reciprocal_alpha and m.attention != "manual",
-            f"reciprocal_alpha = {m.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
-            f"{m.attention!r}",
-        ),
-        (
-            ("activation_norm_layers", "layers"),
-            bool(wrong_layers),
-            f"activation_norm_layers = {list(c.logging.activation_norm_layers)}: blocks are numbered 0 to "
-            f"{m.layers - 1}",
-        ),
-    ]
-    named = [(c.run.study, "study"), (c.run.run, "run")]
-    checks += [
-        (
-            (name,),
-            not value.replace("_", "").isalnum(),
-            f"{name} = {value!r}: letters, digits and _ only, because it names files and stages",
-        )
-        for value, name in named
-    ]
-    return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
-
-
 def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config:
     """Make the complete configuration from flat `values`; what is absent takes its default.
 
@@ -528,7 +443,7 @@ def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config
         *problems,
         *value_problems(values),
         *effect_problems(known, unknown).values(),
-        *_rule_problems(config, unknown),
+        *rules.problems(config, unknown),
     ]
     if problems:
         raise ConfigError(problems, where)

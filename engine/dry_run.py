@@ -166,7 +166,7 @@ class DryRun:
             self.is_last = i == self.accumulation - 1
             with self._gathered():
                 with self._autocast(), tape.labelled("activations", "residual stream"):
-                    loss, _norms = self.model(inputs[i], targets[i])
+                    loss, _norms = self.model(inputs[i], targets[i], torch.ones(()))
                 tape.mark("forward")
                 with tape.labelled("temporary", "backward pass"):
                     loss.backward()

@@ -172,7 +172,7 @@ def test_the_table_by_hand():
 def test_a_real_search_on_a_cpu_with_a_limit(lab):
     """One sequence of this model fits, two do not; asked again, nothing is tried again."""
     settings = {"layers": 2, "width": 64, "context": 64, "warmup_steps": 6}
-    one, two = (estimate(lab.config(**settings), 256, "cpu", 1, micro).peak for micro in (1, 2))
+    one, two = (estimate(lab.config(**settings, batch_size=micro), 256, "cpu", 1).peak for micro in (1, 2))
     settings["memory_limit_gib"] = (one + two) / 2 / 2**30
     file = lab.file(**settings)
     done = lab.start("-m", "engine.frontier", file)
