@@ -1,6 +1,7 @@
 """torch.compile, and the proof that it happened: dynamo's own counters, never elapsed time."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
@@ -31,17 +32,11 @@ def apply(model: nn.Module, settings: Compile, *, kept: float = 1.0) -> None:
     """Compile each block (`blocks`) or the whole model (`model`), and the loss, in place; `none` does nothing.
 
     kept: the share of its activations that a compiled graph may keep for its backward pass.
-    Raises RuntimeError where dynamo was told to fall back to eager in silence.
+    Raises RuntimeError where dynamo is switched off, or was told to fall back to eager in silence.
     """
     if settings.compile == "none":
         return
-    import torch._dynamo.config
-
-    if torch._dynamo.config.suppress_errors:
-        raise RuntimeError(
-            "torch._dynamo.config.suppress_errors is on: a failed compile would run eagerly in "
-            "silence; switch it off (TORCHDYNAMO_SUPPRESS_ERRORS=0)"
-        )
+    _require_dynamo(settings.compile)
     torch._dynamo.utils.counters.clear()
     torch._functorch.config.activation_memory_budget = kept
     options = {
@@ -55,6 +50,21 @@ def apply(model: nn.Module, settings: Compile, *, kept: float = 1.0) -> None:
     else:
         model.features = torch.compile(model.features, **options)
     model.loss.compile(**options)
+
+
+def _require_dynamo(mode: str) -> None:
+    import torch._dynamo.config
+
+    if torch._dynamo.config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise RuntimeError(
+            f"compile = {mode!r} was asked for, but dynamo is switched off: unset TORCH_COMPILE_DISABLE and "
+            "TORCHDYNAMO_DISABLE"
+        )
+    if torch._dynamo.config.suppress_errors:
+        raise RuntimeError(
+            "torch._dynamo.config.suppress_errors is on: a failed compile would run eagerly in "
+            "silence; switch it off (TORCHDYNAMO_SUPPRESS_ERRORS=0)"
+        )
 
 
 def budget() -> float:
@@ -91,10 +101,7 @@ def proof() -> Proof:
 def require_compiled(mode: str) -> None:
     """Raise RuntimeError if compiling was asked for and dynamo has made no graph."""
     if mode != "none" and proof().graphs == 0:
-        raise RuntimeError(
-            f"compile = {mode!r} was asked for, but dynamo made no graph: is it disabled "
-            "(TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE)?"
-        )
+        raise RuntimeError(f"compile = {mode!r} was asked for, but dynamo made no graph")
 
 
 def eager(mode: str):
@@ -102,18 +109,14 @@ def eager(mode: str):
     return contextlib.nullcontext() if mode == "none" else torch.compiler.set_stance("force_eager")
 
 
-def lines(settings: Compile) -> list[Line]:
-    """What dynamo did against what was asked for."""
+def lines(settings: Compile, graph_replays: int) -> list[Line]:
+    """What dynamo did against what was asked for; graph_replays: CUDA graphs launched in the measured step."""
     found = proof()
     wanted = settings.compile != "none"
-    unbroken = not (wanted and settings.compile_fullgraph and found.breaks)
+    agrees = (found.graphs > 0) == wanted and not (wanted and settings.compile_fullgraph and found.breaks)
     requested = f"{settings.compile}, {settings.compile_mode}" if wanted else "none"
-    return [
-        Line(
-            "compile",
-            requested,
-            str(found) if found.graphs else "none",
-            "dynamo's counters",
-            (found.graphs > 0) == wanted and unbroken,
-        )
-    ]
+    how = "dynamo's counters"
+    if wanted and settings.compile_mode in CUDA_GRAPH_MODES:
+        how += f"; {graph_replays} CUDA graphs launched in one step"
+        agrees = agrees and graph_replays > 0
+    return [Line("compile", requested, str(found) if found.graphs else "none", how, agrees)]

@@ -156,6 +156,24 @@ def free_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def limit_line(settings: Memory, device: torch.device, peak_bytes: int | None) -> Line:
+    """Whether the run stays within memory_limit_gib, or without one within the GPU: beyond it, memory is paged.
+
+    peak_bytes: of the measured step, on a CPU; None where it cannot be measured.
+    """
+    limit, held, how = settings.memory_limit_gib * 2**30, peak_bytes, "tensors of the measured step"
+    if device.type == "cuda":
+        limit = limit or torch.cuda.get_device_properties(device).total_memory
+        held, how = torch.cuda.memory_reserved(device), "what the allocator holds"
+    return Line(
+        "memory_limit_gib",
+        f"{settings.memory_limit_gib:g}" if settings.memory_limit_gib else "all there is",
+        "not measurable here" if held is None else f"{held / 2**30:.3g} GiB",
+        how,
+        not limit or (held is not None and held <= limit),
+    )
+
+
 def lines(events: list[dict]) -> list[Line]:
     """One line for each setting that was changed because memory ran out; never in agreement."""
     first, last, how = {}, {}, {}

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from engine import parallel
+from engine.config import Training
 from engine.data.batches import IGNORED
 from engine.errors import ConfigError
 from engine.ledger import Line
@@ -273,7 +274,7 @@ def split_cross_entropy(
 # --- the ledger
 
 
-def lines(objective, tokens_in_forward: int) -> list[Line]:
+def lines(objective, settings: Training, tokens_in_forward: int) -> list[Line]:
     """Which loss kernel ran in this process's passes; `objective` is an engine.objectives.NextToken.
 
     tokens_in_forward: tokens of one micro-batch of this process.
@@ -287,14 +288,14 @@ def lines(objective, tokens_in_forward: int) -> list[Line]:
     agrees = {
         "full": ran == {"full"},
         "fused": ran == {"in place"} and rows >= tokens_in_forward,
-        "chunked": ran == {"in place"} and rows <= objective.chunk_tokens,
-    }[objective.kernel]
-    limit = f", {objective.chunk_tokens} tokens" if objective.kernel == "chunked" else ""
+        "chunked": ran == {"in place"} and rows <= settings.loss_chunk_tokens,
+    }[settings.loss_kernel]
+    limit = f", {settings.loss_chunk_tokens} tokens" if settings.loss_kernel == "chunked" else ""
     passes = ", ".join(f"{n} {path}" for path, n in sorted(objective.passes.items()))
     return [
         Line(
             "loss_kernel",
-            objective.kernel + limit,
+            settings.loss_kernel + limit,
             f"{found}, largest logits {rows} × {columns}",
             f"shapes of the logits that the loss made: {passes or 'none'}; {tokens_in_forward} tokens in a "
             "forward pass",

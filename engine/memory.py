@@ -117,7 +117,7 @@ class TensorBytes(TorchDispatchMode):
         return self._bytes
 
     def _track(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         key = storage._cdata
         if key in self._storages:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine import compiling, float8, ladder, memory, optimizers, parallel, runtime
+from engine import compiling, float8, ladder, memory, optimizers, parallel, pretrained, runtime
 from engine.config import Config
 from engine.ledger import Line
 from engine.operations import Operations
@@ -38,18 +38,19 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *parallel.lines(run.model, config.parallel, seen.ranks),
         *batch(config, seen),
         *precision(config, seen),
-        *(run.step.loss_scale.lines(config.training.loss_scale) if run.step.loss_scale else []),
+        *loss_scale(config, run.step.loss_scale),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
         *seen.loss,
         *memory.lines(config, seen, run.memory),
-        *compiling.lines(config.compile),
+        ladder.limit_line(config.memory, seen.ranks.device, run.memory.peak_bytes),
+        *compiling.lines(config.compile, seen.operations.graph_replays),
         *data(config, run.tokens, run.order, run.steps_taken),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
         *run.batches.lines(config.runtime.prefetch),
         *run.profiler.lines(),
-        *model.given_weights,
+        *pretrained.lines(model, config.model),
         *ladder.lines(run.events),
     ]
 
@@ -109,6 +110,23 @@ def precision(config: Config, seen: Observed) -> list[Line]:
             found is DTYPES[stream],
         ),
     ]
+
+
+def loss_scale(config: Config, used) -> list[Line]:
+    """The scale of an fp16 run; `used` is the step's engine.loss_scale.LossScale, or None."""
+    if used:
+        return used.lines(config.training.loss_scale)
+    if config.training.precision == "fp16":
+        return [
+            Line(
+                "loss_scale",
+                f"{config.training.loss_scale:.15g} at first",
+                "none",
+                "the step has none",
+                False,
+            )
+        ]
+    return []
 
 
 def _name(dtype: torch.dtype) -> str:

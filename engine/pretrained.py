@@ -57,17 +57,25 @@ def load_into(model: nn.Module, settings: Model) -> list[Line]:
     if settings.tie_embeddings:
         found.pop("head.weight", None)
     _fill(model, found, padded_to, settings.init_from)
-    sizes = [p.numel() for p in model.parameters()]
+    equal, sizes = _equal(model, found), [p.numel() for p in model.parameters()]
     digest = sha256(directory / WEIGHTS)
     return [
         Line(
             "init_from",
             settings.init_from,
-            f"{kind}: {len(found)} tensors",
-            f"copied into {len(sizes)} parameters of {sum(sizes):,} elements; sha256 of {WEIGHTS} {digest}",
-            len(found) == len(sizes),
+            f"{kind}: {equal} tensors",
+            f"tensors equal to those of the {len(sizes)} parameters, which have {sum(sizes):,} elements; sha256 of "
+            f"{WEIGHTS} {digest}",
+            equal == len(sizes),
         )
     ]
+
+
+def lines(model: nn.Module, settings: Model) -> list[Line]:
+    """What `load_into` said when the run began; a line that disagrees where it should have and did not."""
+    if settings.init_from and not model.given_weights:
+        return [Line("init_from", settings.init_from, "seeded weights", "no weights were loaded", False)]
+    return model.given_weights
 
 
 def sha256(path: Path) -> str:
@@ -140,6 +148,15 @@ def _of_gpt2(directory: Path, settings: Model) -> dict[str, torch.Tensor]:
     ):
         raise ConfigError("its head is not its token embedding; set tie_embeddings = false", where)
     return state
+
+
+def _equal(model: nn.Module, found: dict[str, torch.Tensor]) -> int:
+    """How many parameters hold what was `found` under their name; padding left out."""
+    equal = 0
+    for name, p in model.named_parameters():
+        rows = model.vocabulary_size if name in VOCABULARY_ROWS else len(p)
+        equal += name in found and torch.equal(p[:rows], found[name][:rows].to(p.dtype))
+    return equal
 
 
 @torch.no_grad()

@@ -287,7 +287,7 @@ class Trainer:
             targets=int(measured["targets"].item()),
             sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
             operations=operations,
-            loss=losses.lines(model.loss, self.micro * self.config.model.context),
+            loss=losses.lines(model.loss, self.config.training, self.micro * self.config.model.context),
             operand_dtype=model.loss.operand_dtype,
             stream_dtype=model.stream_dtype,
         )

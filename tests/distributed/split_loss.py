@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from engine import losses
+from engine.config import Training
 from engine.data.batches import IGNORED
 from engine.objectives import KERNELS, NextToken
 
@@ -57,7 +58,8 @@ def of_this_process(kernel: str, head: str, way: str, mesh) -> dict:
     if way != "no_grad":
         (UPSTREAM * loss).backward()
     gradient = weight.grad.full_tensor() if way == "dtensor" else weight.grad
-    line = losses.lines(objective, targets.numel())[0]
+    settings = Training(loss_kernel=kernel, loss_chunk_tokens=CHUNK)
+    line = losses.lines(objective, settings, targets.numel())[0]
     return {"loss": loss.detach(), "hidden": hidden.grad, "weight": gradient, "line": vars(line)}
 
 

@@ -4,25 +4,30 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from engine_runs import column, ledger, read_json
 
-from engine import compiling
-from engine.config import Compile
+from engine import compiling, memory
+from engine.compiling import Proof
+from engine.config import Compile, resolve
+from engine.operations import Operations
 
 CAN_COMPILE = (
     shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 )
 
 
+BUDGET = {"activation_checkpointing": "budget", "memory_budget": 0.3}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile needs a C++ compiler and Python.h")
 def test_compiled_blocks_give_eagers_losses_and_prove_that_they_were_compiled(lab):
-    settings = {"steps": 5, "activation_checkpointing": "none", "dropout": 0.0}
-    eager = lab.train(run="eager", **settings)
-    compiled = lab.launch(run="compiled", compile="blocks", **settings)
+    eager = lab.train(run="eager", steps=5)
+    compiled = lab.launch(run="compiled", steps=5, compile="blocks", **BUDGET)
     for name in ("train_loss", "grad_norm"):
         assert column(compiled, name) == pytest.approx(column(eager, name), rel=1e-5)
     line = ledger(compiled)["compile"]
@@ -30,35 +35,68 @@ def test_compiled_blocks_give_eagers_losses_and_prove_that_they_were_compiled(la
     assert line["agrees"] and graphs >= 1 and breaks == 0 and recompiles == 0
     metrics = read_json(compiled / "metrics.json")
     assert metrics["compile_seconds"] > 0 and metrics["activation_mib"] is None
-    assert ledger(compiled)["activation_checkpointing"]["agrees"]
+    line = ledger(compiled)["activation_checkpointing"]
+    assert line["agrees"] and line["in_effect"] == "a budget of 0.3"
 
 
-@pytest.mark.slow
-def test_a_run_fails_when_compiling_is_switched_off_from_outside(lab):
-    done = lab.start("-m", "engine.train", lab.file(compile="blocks", steps=2), TORCH_COMPILE_DISABLE="1")
-    assert done.returncode != 0
-    assert "compile = 'blocks' was asked for, but dynamo made no graph" in done.stderr
-    assert "TORCH_COMPILE_DISABLE" in done.stderr and "TORCHDYNAMO_DISABLE" in done.stderr
-    assert not (lab.directory / lab.config().directory / "metrics.json").exists()
+def test_a_budget_that_the_compiler_was_not_given():
+    config = resolve({"compile": "blocks", **BUDGET}, "test")
+    seen = SimpleNamespace(operations=Operations(), accumulation=1)
+    measured = SimpleNamespace(activation_bytes=None, recomputed_blocks=None, wrapped_blocks=0)
+    for budget in (0.3, 1.0):
+        with torch._functorch.config.patch(activation_memory_budget=budget):
+            (line,) = memory.lines(config, seen, measured)
+        assert line.agrees == (budget == 0.3) and line.in_effect == f"a budget of {budget:g}"
 
 
-# torch 2.11 imports its own deprecated code when it compiles.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-def test_a_run_fails_when_compiling_is_switched_off_inside(lab, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
-    with pytest.raises(RuntimeError, match="compile = 'model' was asked for, but dynamo made no graph"):
-        lab.train(compile="model", compile_fullgraph=False)
+def test_a_run_fails_when_compiling_is_switched_off_from_outside(lab, monkeypatch):
+    message = "compile = 'blocks' was asked for, but dynamo is switched off: unset TORCH_COMPILE_DISABLE and "
+    with torch._dynamo.config.patch(disable=True), pytest.raises(RuntimeError, match=message):
+        lab.train(compile="blocks")  # as torch reads TORCH_COMPILE_DISABLE when it is imported
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(RuntimeError, match=message):
+        lab.train(compile="blocks")
 
 
-def test_falling_back_to_eager_in_silence_is_refused(lab, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)
-    with pytest.raises(RuntimeError, match="suppress_errors is on: a failed compile would run eagerly"):
+def test_a_run_fails_when_nothing_was_compiled(lab, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="compile = 'blocks' was asked for, but dynamo made no graph"):
+        lab.train(compile="blocks", loss_kernel="fused")
+    assert not (lab.config().directory / "metrics.json").exists()
+
+
+def test_falling_back_to_eager_in_silence_is_refused(lab):
+    with (
+        torch._dynamo.config.patch(suppress_errors=True),
+        pytest.raises(RuntimeError, match="suppress_errors is on: a failed compile would run eagerly"),
+    ):
         lab.train(compile="blocks")
     compiling.apply(torch.nn.Module(), Compile())  # no matter where nothing is compiled
 
 
+@pytest.mark.parametrize(
+    ("settings", "found", "replays", "agrees"),
+    [
+        (Compile(compile="blocks"), Proof(2, 0, 1, 3.0), 0, True),
+        (Compile(compile="blocks"), Proof(2, 1, 0, 3.0), 0, False),  # fullgraph was asked for
+        (Compile(compile="blocks", compile_fullgraph=False), Proof(2, 1, 0, 3.0), 0, True),
+        (Compile(compile="model"), Proof(0, 0, 0, 0.0), 0, False),
+        (Compile(), Proof(1, 0, 0, 3.0), 0, False),
+        (Compile(compile="model", compile_mode="reduce-overhead"), Proof(1, 0, 0, 3.0), 0, False),
+        (Compile(compile="model", compile_mode="reduce-overhead"), Proof(1, 0, 0, 3.0), 4, True),
+    ],
+)
+def test_the_ledger_compares_dynamos_counters_with_what_was_asked(
+    monkeypatch, settings, found, replays, agrees
+):
+    monkeypatch.setattr(compiling, "proof", lambda: found)
+    (line,) = compiling.lines(settings, replays)
+    assert line.agrees == agrees
+    assert line.in_effect == (str(found) if found.graphs else "none")
+
+
 def test_nothing_is_required_where_nothing_was_asked_for(monkeypatch):
-    monkeypatch.setattr(compiling, "proof", lambda: compiling.Proof(0, 0, 0, 0.0))
+    monkeypatch.setattr(compiling, "proof", lambda: Proof(0, 0, 0, 0.0))
     compiling.require_compiled("none")
     for mode in ("blocks", "model"):
         with pytest.raises(RuntimeError, match=f"compile = '{mode}' was asked for, but dynamo made no graph"):

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from engine import losses, objectives
+from engine.config import Training
 from engine.data.batches import IGNORED
 from engine.errors import ConfigError
 from engine.objectives import KERNELS, NextToken
@@ -309,10 +310,14 @@ def test_compile_compiles_the_full_loss_and_nothing_else():
 # --- the ledger
 
 
+def line(objective: NextToken, kernel: str, chunk: int = 4096):
+    return losses.lines(objective, Training(loss_kernel=kernel, loss_chunk_tokens=chunk), 33)[0]
+
+
 def line_after_a_step(kernel: str, chunk: int = 8):
     objective = NextToken(V, kernel, chunk)
     computed(objective, *case(64))
-    return losses.lines(objective, 33)[0]
+    return line(objective, kernel, chunk)
 
 
 @pytest.mark.parametrize(
@@ -324,27 +329,27 @@ def line_after_a_step(kernel: str, chunk: int = 8):
     ],
 )
 def test_the_ledger_tells_the_kernel_that_ran(kernel, requested, in_effect, passes):
-    line = line_after_a_step(kernel)
-    assert (line.what, line.requested, line.in_effect) == ("loss_kernel", requested, in_effect)
-    assert line.agrees and f"{passes}; 33 tokens" in line.how
+    found = line_after_a_step(kernel)
+    assert (found.what, found.requested, found.in_effect) == ("loss_kernel", requested, in_effect)
+    assert found.agrees and f"{passes}; 33 tokens" in found.how
 
 
 def test_a_chunk_larger_than_the_forward_pass_is_told():
-    line = line_after_a_step("chunked", 4096)
-    assert line.agrees and line.in_effect == "fused, largest logits 33 × 64"
+    found = line_after_a_step("chunked", 4096)
+    assert found.agrees and found.in_effect == "fused, largest logits 33 × 64"
 
 
 @pytest.mark.parametrize("kernel", IN_PLACE)
 def test_the_ledger_disagrees_if_the_full_loss_ran(kernel, monkeypatch):
     monkeypatch.setattr(NextToken, "_in_place", NextToken._full)
-    line = line_after_a_step(kernel)
-    assert not line.agrees and line.in_effect == "full, largest logits 33 × 64"
+    found = line_after_a_step(kernel)
+    assert not found.agrees and found.in_effect == "full, largest logits 33 × 64"
 
 
 def test_the_ledger_disagrees_if_chunks_were_not_made(monkeypatch):
     monkeypatch.setattr(losses, "Plan", Whole)
-    line = line_after_a_step("chunked")
-    assert not line.agrees and line.in_effect == "fused, largest logits 33 × 64"
+    found = line_after_a_step("chunked")
+    assert not found.agrees and found.in_effect == "fused, largest logits 33 × 64"
 
 
 class Whole(losses.Plan):
@@ -356,12 +361,12 @@ class Whole(losses.Plan):
 
 def test_the_ledger_disagrees_if_fused_was_chunked_or_nothing_ran(monkeypatch):
     objective = NextToken(V, "fused")
-    assert not losses.lines(objective, 33)[0].agrees
+    assert not line(objective, "fused").agrees
     objective.chunk_tokens = 8
     with torch.no_grad():
         objective(*case(64))
-    line = losses.lines(objective, 33)[0]
-    assert not line.agrees and line.in_effect == "chunked, largest logits 8 × 64"
+    found = line(objective, "fused")
+    assert not found.agrees and found.in_effect == "chunked, largest logits 8 × 64"
 
 
 def test_the_ledger_disagrees_if_full_was_fused(monkeypatch):

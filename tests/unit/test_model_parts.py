@@ -17,7 +17,7 @@ from engine.models.attention import (
     select_attention,
 )
 from engine.models.latent import Latent
-from engine.models.mlp import MLP, hidden_width
+from engine.models.mlp import MLP, hidden_width, shared_gelu
 from engine.models.positions import Rotary, Sinusoids
 
 
@@ -242,6 +242,18 @@ def test_scores_that_must_be_written_out_are_not_left_to_a_kernel():
     ]
     with pytest.raises(ConfigError, match=r"positions = 'rotary': width / heads = 3: must be even"):
         resolve({"width": 12, "positions": "rotary"}, "test")
+
+
+def test_gelu_with_one_exponential_is_gelu():
+    """Value and derivative, over all that 16 bits can tell apart from 0 and from x."""
+    x = torch.linspace(-12, 12, 20001, dtype=torch.float32)
+    exact, found = x.double().requires_grad_(), x.clone().requires_grad_()
+    F.gelu(exact).sum().backward()
+    value = shared_gelu(found)
+    value.sum().backward()
+    torch.testing.assert_close(value.double(), F.gelu(x.double()), rtol=0, atol=2e-6)
+    torch.testing.assert_close(found.grad.double(), exact.grad, rtol=0, atol=2e-6)
+    assert shared_gelu(x.bfloat16()).dtype == torch.bfloat16
 
 
 # --- positions

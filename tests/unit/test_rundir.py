@@ -48,15 +48,19 @@ with only_writer(Path("results/s/r-1")):
 # Trains until step 25 begins, says so, and waits there.
 STOP_AT_25 = """
 import sys
-from engine import train
-from engine.step import Step
-whole = Step.__call__
-def stop(self, step, micro_batches):
-    if step == 25:
-        print("stopped", flush=True)
-        sys.stdin.read()
-    return whole(self, step, micro_batches)
-Step.__call__ = stop
+from engine import runtime, train
+before_torch = runtime.before_torch
+def then_patch(settings):
+    before_torch(settings)
+    from engine.step import Step
+    whole = Step.__call__
+    def stop(self, step, micro_batches):
+        if step == 25:
+            print("stopped", flush=True)
+            sys.stdin.read()
+        return whole(self, step, micro_batches)
+    Step.__call__ = stop
+runtime.before_torch = then_patch
 train.main()
 """
 

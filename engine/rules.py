@@ -1,0 +1,127 @@
+"""Rules between settings: each value is right by itself, but not together with the others.
+
+Like engine/config.py it imports no torch, reads neither environment nor hardware, and changes no value.
+"""
+
+from collections.abc import Collection
+
+Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
+
+
+def problems(config, unknown: Collection[str]) -> list[str]:
+    """The rules that `config`, an engine.config.Config, breaks; none that hangs on an `unknown` value."""
+    checks = [
+        *_model(config.model),
+        *_batch(config),
+        *_steps(config),
+        *_memory(config),
+        *_probes(config),
+        *_names(config.run),
+    ]
+    return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
+
+
+def _model(m) -> list[Check]:
+    latent = m.attention_form == "latent"
+    rotated_name, rotated = (
+        ("latent_width", m.latent_width) if latent else ("width / heads", m.width // m.heads)
+    )
+    return [
+        (
+            ("width", "heads"),
+            m.width % m.heads != 0,
+            f"width = {m.width}: must be a multiple of heads = {m.heads}",
+        ),
+        (
+            ("positions", "attention_form", "width", "heads", "latent_width"),
+            m.positions == "rotary" and rotated % 2 != 0,
+            f"positions = 'rotary': {rotated_name} = {rotated}: must be even, because features turn in pairs",
+        ),
+        (
+            ("reciprocal_alpha", "attention"),
+            m.reciprocal_alpha != 0 and m.attention != "manual",
+            f"reciprocal_alpha = {m.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
+            f"{m.attention!r}",
+        ),
+    ]
+
+
+def _batch(c) -> list[Check]:
+    """How the batch divides over processes and micro-batches."""
+    batch, tensor, processes = c.training.batch_size, c.parallel.tensor_parallel, c.parallel.processes
+    micro, replicas = c.training.micro_batch_size or 1, max(processes // tensor, 1)
+    shared = "processes" if tensor == 1 else "processes / tensor_parallel"
+    parts = f"{shared} = {replicas}"
+    if c.training.micro_batch_size:
+        parts = f"micro_batch_size × {shared} = {micro} × {replicas}"
+    return [
+        (
+            ("batch_size", "micro_batch_size", "processes", "tensor_parallel"),
+            batch % (micro * replicas) != 0,
+            f"batch_size = {batch}: must be a multiple of {parts}",
+        ),
+        (
+            ("processes", "tensor_parallel"),
+            processes % tensor != 0,
+            f"processes = {processes}: must be a multiple of tensor_parallel = {tensor}",
+        ),
+    ]
+
+
+def _steps(c) -> list[Check]:
+    steps, warmup, traced = c.training.steps, c.schedule.warmup_steps, c.runtime.profile_steps
+    return [
+        (
+            ("warmup_steps", "steps"),
+            warmup > steps,
+            f"warmup_steps = {warmup}: must be ≤ steps = {steps}",
+        ),
+        (
+            ("profile_steps", "steps"),
+            traced > 0 and steps < traced + 4,
+            f"profile_steps = {traced}: needs steps ≥ {traced + 4}, because the first are warm-up",
+        ),
+    ]
+
+
+def _memory(c) -> list[Check]:
+    mode, every = c.memory.activation_checkpointing, c.memory.checkpoint_every
+    return [
+        (
+            ("checkpoint_every", "layers", "activation_checkpointing"),
+            mode == "every_n" and every > c.model.layers,
+            f"checkpoint_every = {every}: must be ≤ layers = {c.model.layers}",
+        ),
+        (
+            ("activation_checkpointing", "compile"),
+            mode == "budget" and c.compile.compile == "none",
+            "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
+        ),
+    ]
+
+
+def _probes(c) -> list[Check]:
+    layers, stride, probed = c.model.layers, c.evaluation.eval_stride, c.logging.activation_norm_layers
+    return [
+        (
+            ("eval_stride", "context"),
+            stride > c.model.context,
+            f"eval_stride = {stride}: must be ≤ context = {c.model.context}",
+        ),
+        (
+            ("activation_norm_layers", "layers"),
+            any(not 0 <= layer < layers for layer in probed),
+            f"activation_norm_layers = {list(probed)}: blocks are numbered 0 to {layers - 1}",
+        ),
+    ]
+
+
+def _names(run) -> list[Check]:
+    return [
+        (
+            (name,),
+            not value.replace("_", "").isalnum(),
+            f"{name} = {value!r}: letters, digits and _ only, because it names files and stages",
+        )
+        for name, value in (("study", run.study), ("run", run.run))
+    ]
