@@ -361,6 +361,11 @@ class Config:
         """Where this run's token files are, relative to the working directory."""
         return Path("tokens") / self.run.study
 
+    @property
+    def flat(self) -> dict:
+        """Every setting by its name."""
+        return {name: value for section in SECTIONS for name, value in vars(getattr(self, section)).items()}
+
 
 SECTIONS = typing.get_type_hints(Config)
 
@@ -452,7 +457,7 @@ def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config
 
 def tables(config: Config) -> dict[str, dict]:
     """The configuration as TOML tables: every setting that can have an effect, nothing else."""
-    flat = {k: v for section in SECTIONS for k, v in vars(getattr(config, section)).items()}
+    flat = config.flat
     return {
         section: {
             k: list(v) if isinstance(v, tuple) else v

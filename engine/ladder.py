@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from engine.config import SECTIONS, Config, Memory, is_effective, resolve
+from engine.config import Config, Memory, is_effective, resolve
 from engine.errors import ConfigError
 from engine.ledger import Line
 
@@ -104,7 +104,7 @@ def _smaller_micro_batches(config: Config) -> Iterator[int]:
 
 def changed(config: Config, changes: dict) -> Config:
     """`config` with these settings, without those that have no effect any more."""
-    values = {k: v for section in SECTIONS for k, v in vars(getattr(config, section)).items()} | changes
+    values = config.flat | changes
     return resolve({k: v for k, v in values.items() if is_effective(k, values)}, "the out-of-memory ladder")
 
 
@@ -124,7 +124,7 @@ def run_with_ladder(config: Config, train: Callable[[Config, list[dict]], None])
         if name is None:
             tried = ", ".join(event["rung"] for event in events) or "nothing could be changed"
             raise torch.OutOfMemoryError(f"nothing is left to try after: {tried}; {message}")
-        before = {k: v for section in SECTIONS for k, v in vars(getattr(config, section)).items()}
+        before = config.flat
         config = changed(config, changes)
         differences = {k: [before[k], v] for k, v in changes.items()}
         events.append({"event": EVENT, "rung": name, "changed": differences, "message": message})

@@ -59,14 +59,10 @@ def kept_operations() -> tuple[dict, set]:
     """The matrix products, each with the position of its right-hand matrix, and the attention kernels."""
     aten = torch.ops.aten
     attention = {
-        getattr(aten, name).default
-        for name in (
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_flash_attention_for_cpu",
-        )
-        if hasattr(aten, name)
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
     return {aten.mm.default: 1, aten.addmm.default: 2, aten._scaled_mm.default: 1}, attention
 

@@ -18,7 +18,6 @@ ATTENTION_KERNELS = {
     "aten::_scaled_dot_product_efficient_attention": "efficient",
     "aten::_scaled_dot_product_attention_math": "math",
 }
-MATRIX_PRODUCTS = ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "_scaled_mm")
 # What an operation calls that is handed to Python: to a dispatch mode (selective checkpointing) or a tensor's class.
 HANDED_ON = ("PythonDispatchMode", "PythonSubclass")
 
@@ -114,8 +113,3 @@ def attention_kernels(counts: Counter[str]) -> dict[str, int]:
     for name, kernel in ATTENTION_KERNELS.items():
         found[kernel] += counts[name]
     return dict(+found)
-
-
-def matrix_products(counts: Counter[str]) -> int:
-    """Calls of matrix products, forward and backward; attention written out is two of them."""
-    return sum(counts[f"aten::{name}"] for name in MATRIX_PRODUCTS)

@@ -29,38 +29,22 @@ from torchtitan.distributed.activation_checkpoint import apply_ac  # noqa: E402
 from torchtitan.distributed.utils import clip_grad_norm_  # noqa: E402
 
 
-def saved_operations() -> set:
-    """Operations whose outputs selective checkpointing keeps: matrix products and attention.
-
-    torchtitan's own list has `mm` but not `addmm`, so biased Linears, and not the CPU's attention kernel.
-    """
-    aten = torch.ops.aten
-    return {
-        aten.mm.default,
-        aten.addmm.default,
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
-        aten._scaled_dot_product_cudnn_attention.default,
-        aten._scaled_dot_product_flash_attention_for_cpu.default,
-    }
-
-
 def checkpoint_activations(model: nn.Module, mode: str, every: int, *, keep_rng: bool) -> None:
-    """Wrap `model.layers` in place so that they recompute activations in the backward pass.
+    """Wrap `model.layers` in place so that they recompute all activations in the backward pass.
 
-    mode: full, selective (keeps matrix products and attention) or every_n (every `every`-th layer, whole).
+    mode: full, or every_n (every `every`-th layer).
     keep_rng: replay the random state in the recomputation, which dropout needs.
     """
     from torchtitan.distributed import activation_checkpoint as module
 
     module._layer_sac_count = 0  # torchtitan counts layers over the life of the process, not of the model
-    option = {"full": "op", "selective": "op", "every_n": str(every)}[mode]
     config = ActivationCheckpoint(
         mode="full" if mode == "full" else "selective",
-        selective_ac_option=option,
+        selective_ac_option=str(every),
         preserve_rng_state=keep_rng,
+        early_stop=True,  # what nothing in the backward pass reads, the last product of a block, is not repeated
     )
-    apply_ac(model, config, op_sac_save_list=saved_operations())
+    apply_ac(model, config)
 
 
 def parallel_dims(replicas: int, shards: int, tensor: int, *, device_type: str) -> ParallelDims:

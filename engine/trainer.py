@@ -351,6 +351,12 @@ class Trainer:
         extra = {"loss_scale": self.step.loss_scale} if self.step.loss_scale else {}
         self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, extra)
 
+    @property
+    def reserved_bytes(self) -> int | None:
+        """What CUDA's allocator held at its most, with what it lost between tensors; None on a CPU."""
+        on_gpu = self.ranks.device.type == "cuda"
+        return torch.cuda.max_memory_reserved(self.ranks.device) if on_gpu else None
+
     def _finish(self) -> None:
         self._write_ledger()
         weights = full_weights(self.model)
@@ -379,6 +385,7 @@ class Trainer:
             "step_seconds_median": seconds,
             "tokens_per_second": self._tokens_seen(0) / seconds,
             "peak_memory_gib": peak,
+            "peak_reserved_gib": _scaled(self.reserved_bytes, 2**30),
             "eval_peak_memory_gib": _scaled(self.eval_peak_bytes, 2**30),
             "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
             "train_seconds": sum(float(row["step_seconds"]) for row in rows),

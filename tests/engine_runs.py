@@ -89,6 +89,12 @@ def events(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def matrix_products(counts: dict[str, int]) -> int:
+    """Calls of matrix products among those of an engine.operations.Operations, forward and backward."""
+    names = ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "_scaled_mm")
+    return sum(counts.get(f"aten::{name}", 0) for name in names)
+
+
 def weights(run: Path) -> dict:
     """A run's final weights, by name."""
     from safetensors.torch import load_file

@@ -18,7 +18,6 @@ SHA256 = {
     "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
 }
 TOKENS = {"train": 2_088_628, "validation": 217_646, "test": 245_569}  # words and one <eos> a line
-VOCABULARY_SIZE = 33_278  # with <unk> and <eos>
 
 
 def load(settings) -> dict[str, str]:

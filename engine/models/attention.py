@@ -1,6 +1,7 @@
 """Causal self-attention: by one of torch's kernels, or written out; and what a layer keeps of earlier tokens."""
 
 import math
+import os
 
 import torch
 import torch.nn as nn
@@ -42,6 +43,9 @@ def select_attention(name: str, device: torch.device | str) -> None:
     """
     if problems := kernel_problems(name, device, precision="bf16", dropout=0.0):
         raise ConfigError(problems)
+    # torch's cache of compiled graphs is not keyed by these switches: it would bring back another run's kernel.
+    own = os.environ.get("TORCH_COMPILE_CACHE_KEY_TAG", "")
+    torch.compiler.config.cache_key_tag = f"{own} attention={name}".strip()
     is_kernel = name not in ("sdpa", "manual")
     for kernel, switch in {
         "flash": torch.backends.cuda.enable_flash_sdp,

@@ -10,12 +10,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_runs import REPOSITORY, column, ledger, read_json
+from engine_runs import REPOSITORY, column, ledger, matrix_products, read_json
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from engine import runtime, titan
-from engine.config import Runtime
-from engine.operations import Operations, matrix_products
+from engine import runtime
+from engine.config import Memory, Runtime
+from engine.memory import apply_activation_checkpointing
+from engine.operations import Operations
 
 pytestmark = [
     pytest.mark.gpu,
@@ -143,8 +144,8 @@ class Block(torch.nn.Module):
 def test_full_checkpointing_is_told_from_selective(mode, times):
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList(Block() for _ in range(3)).to(DEVICE)
-    if mode != "none":
-        titan.checkpoint_activations(model, mode, 2, keep_rng=False)
+    settings = Memory(activation_checkpointing=mode)
+    apply_activation_checkpointing(model, settings, width=128, dropout=0.0)
     x = torch.randn(2, 64, 128, device=DEVICE, requires_grad=True)
     with Operations() as operations, torch.autocast("cuda", torch.bfloat16):
         for block in model.layers:

@@ -60,8 +60,7 @@ def test_every_declaration_says_what_it_means_and_has_a_valid_default(name):
 def test_nothing_given_is_a_complete_valid_run():
     config = resolve({}, "here")
     assert (config.optimizer.lr, config.model.layers, config.training.precision) == (1e-3, 4, "fp32")
-    flat = {k: v for section in SECTIONS for k, v in vars(getattr(config, section)).items()}
-    assert flat == {name: s.default for name, s in SETTINGS.items()}
+    assert config.flat == {name: s.default for name, s in SETTINGS.items()}
 
 
 def test_a_run_knows_where_it_writes():

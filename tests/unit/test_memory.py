@@ -1,10 +1,14 @@
 """Bytes of tensors, counted by hand; and which blocks ran twice."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn as nn
 
-from engine.memory import Recomputation, StepMemory, TensorBytes, local
+from engine.config import Memory, resolve
+from engine.memory import Recomputation, StepMemory, TensorBytes, apply_activation_checkpointing, local
+from engine.models.gpt import build
 
 
 def test_storages_are_counted_once_and_until_they_are_freed():
@@ -146,3 +150,40 @@ def test_optimizer_state_counts_as_held():
         pass
     assert memory.peak_bytes == 3 * 4000 + 4  # weight, two moments, the step count
     assert local(weight) is weight
+
+
+class Names(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operations that run inside, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.__name__.split(".")[0]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def recomputed(mode: str, bias: bool) -> Counter:
+    """What a backward pass of two layers runs beyond that without checkpointing, by kind of operation."""
+    settings = resolve({"layers": 2, "heads": 2, "width": 16, "context": 8, "bias": bias}, "test")
+    found = []
+    for each in ("none", mode):
+        model = build(settings.model, 17)
+        apply_activation_checkpointing(model, Memory(activation_checkpointing=each), width=16, dropout=0.0)
+        loss = model(torch.zeros(2, 8, dtype=torch.long))[0].sum()
+        with Names() as names:
+            loss.backward()
+        found.append(names.counts)
+    again = found[1] - found[0]
+    products = again["mm"] + again["addmm"]
+    kernels = again["_scaled_dot_product_flash_attention_for_cpu"]
+    return Counter(products=products, kernels=kernels, gelu=again["gelu"], norms=again["native_layer_norm"])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_selective_checkpointing_keeps_what_is_dear(bias):
+    """A block has four products. The last one is in nobody's backward pass, so it never runs again; of the others,
+    only the one that ends in the residual stream is not kept. Biased products are `addmm`, others `mm`."""
+    assert recomputed("full", bias) == Counter(products=2 * 3, kernels=2, gelu=2, norms=4)
+    assert recomputed("selective", bias) == Counter(products=2, gelu=2, norms=4)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from engine_runs import REPOSITORY
+from ruamel.yaml import YAML
 
 ROOMS = {  # room: the rooms it may import
     "stages": {"engine", "metrics", "plots"},
@@ -102,6 +103,16 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_a_module_loads_no_library_that_it_does_not_need(statement, absent):
     assert not loaded_by(statement) & absent
+
+
+def test_dvc_plans_again_when_a_file_changes_that_settings_depend_on():
+    code = "import stages.plan, sys; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('engine.')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    loaded = {Path(file).relative_to(REPOSITORY).as_posix() for file in done.stdout.split()}
+    stages = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert set(stages["plan"]["deps"]) == loaded | {"stages/plan.py"}
 
 
 def test_the_defaults_that_people_override_are_the_declared_ones():
