@@ -216,7 +216,7 @@ class ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, scale):
         ctx.save_for_backward(scale)
-        return loss.view_as(loss)
+        return loss.clone()  # not a view: FSDP2 warns of a model that returns one
 
     @staticmethod
     def backward(ctx, upstream):
