@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine import compiling, float8, ladder, memory, optimizers, parallel, pretrained, runtime
+from engine import compiling, float8, ladder, memory, optimizers, parallel, placement, pretrained, runtime
 from engine.config import Config
 from engine.ledger import Line
 from engine.operations import Operations
@@ -35,7 +35,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
     model = parallel.unwrapped(run.model)
     return [
         *launch(config, seen, next(model.parameters()).device),
-        *parallel.lines(run.model, config.parallel, seen.ranks),
+        *placement.lines(run.model, config.parallel, seen.ranks),
         *batch(config, seen),
         *precision(config, seen),
         *loss_scale(config, run.step.loss_scale),

@@ -1,6 +1,7 @@
 """Shared fixtures. Every test that trains does so in its own directory, with its own checkpoints."""
 
 import os
+import sys
 
 import pytest
 
@@ -15,4 +16,6 @@ def lab(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLUMBLINE_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    if "torch._dynamo" in sys.modules:  # a run is a process, whose graphs are its own
+        sys.modules["torch._dynamo"].utils.counters.clear()
     return Lab(tmp_path)

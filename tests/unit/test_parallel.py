@@ -7,7 +7,7 @@ exchanges nothing. That numbers come out right is tested with real processes in 
 import pytest
 import torch
 
-from engine import parallel, tensor_parallel
+from engine import parallel, placement, tensor_parallel
 from engine.config import resolve
 from engine.errors import ConfigError
 from engine.models.gpt import build
@@ -85,7 +85,7 @@ def test_the_ledger_reads_off_the_model_what_the_settings_asked_for(pretend, way
     assert parallel.sizes(c.parallel, processes) == sizes
     assert parallel.check(c, processes) == []
     ranks = pretend(c, processes)
-    line, *others = parallel.lines(spread(c, ranks), c.parallel, ranks)
+    line, *others = placement.lines(spread(c, ranks), c.parallel, ranks)
     assert (line.what, line.requested, line.in_effect, line.agrees) == ("sharding", words, words, True)
     held = float(line.how.split("holds ")[1].split(" %")[0]) / 100
     assert share <= held < share + 0.03  # a little more: tensor parallel replicates norms and positions
@@ -99,7 +99,7 @@ def test_a_model_that_was_not_spread_is_found_out(pretend, way, monkeypatch):
     ranks = pretend(c, processes)
     monkeypatch.setattr(parallel, "spread", lambda model, *_: model)
     monkeypatch.setattr(parallel, "apply_tensor_parallel", lambda *_: None)
-    lines = parallel.lines(spread(c, ranks), c.parallel, ranks)
+    lines = placement.lines(spread(c, ranks), c.parallel, ranks)
     assert lines[0].requested == words
     assert lines[0].in_effect == f"not spread: {processes} ranks hold it whole"
     assert not any(line.agrees for line in lines)
@@ -110,12 +110,12 @@ def test_half_of_what_was_asked_for_is_found_out(pretend, monkeypatch):
     ranks = pretend(c, 4)
     with monkeypatch.context() as patch:
         patch.setattr(parallel, "apply_tensor_parallel", lambda *_: None)
-        line = parallel.lines(spread(c, ranks), c.parallel, ranks)[0]
+        line = placement.lines(spread(c, ranks), c.parallel, ranks)[0]
     assert (line.in_effect, line.agrees) == ("fsdp over 2 ranks", False)
     monkeypatch.setattr(tensor_parallel, "ROWS", ("mlp.out",))
     model = spread(c, ranks)
     monkeypatch.undo()
-    line = parallel.lines(model, c.parallel, ranks)[0]
+    line = placement.lines(model, c.parallel, ranks)[0]
     assert not line.agrees
     assert "not split: layers.0.attention.out.weight, layers.1.attention.out.weight" in line.how
 
@@ -126,11 +126,11 @@ def test_whether_blocks_are_freed_is_read_from_their_state(pretend, kind, asked)
     c = config(data_parallel=kind, reshard_after_forward=asked)
     ranks = pretend(c, 4)
     model = spread(c, ranks)
-    line = parallel.lines(model, c.parallel, ranks)[1]
+    line = placement.lines(model, c.parallel, ranks)[1]
     assert line.in_effect == f"{2 * asked} of 2 blocks freed" and line.requested == str(asked).lower()
     assert line.agrees
     model.layers[0].set_reshard_after_forward(not asked)
-    line = parallel.lines(model, c.parallel, ranks)[1]
+    line = placement.lines(model, c.parallel, ranks)[1]
     assert line.in_effect == "1 of 2 blocks freed" and not line.agrees
 
 
