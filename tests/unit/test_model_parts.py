@@ -244,6 +244,16 @@ def test_scores_that_must_be_written_out_are_not_left_to_a_kernel():
         resolve({"width": 12, "positions": "rotary"}, "test")
 
 
+def test_torchs_cache_of_compiled_graphs_is_keyed_by_the_kernel():
+    """It does not see the switches: a graph compiled for another kernel would come back."""
+    try:
+        select_attention("math", "cpu")
+        assert torch.compiler.config.cache_key_tag.endswith("attention=math")
+    finally:
+        select_attention("sdpa", "cpu")
+    assert torch.compiler.config.cache_key_tag.endswith("attention=sdpa")
+
+
 def test_gelu_with_one_exponential_is_gelu():
     """Value and derivative, over all that 16 bits can tell apart from 0 and from x."""
     x = torch.linspace(-12, 12, 20001, dtype=torch.float32)
