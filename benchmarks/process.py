@@ -45,7 +45,12 @@ def _wait(command: list[str], directory: Path, output, limit_seconds: float) -> 
         cwd=directory,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": path, "PLUMBLINE_CHECKPOINTS": str(directory / "checkpoints")},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",  # so that the log ends with what was said last
+            "PLUMBLINE_CHECKPOINTS": str(directory / "checkpoints"),
+        },
         start_new_session=True,
     )
     try:
