@@ -7,9 +7,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from engine import losses
+from engine.config import SETTINGS, Training
 from engine.data.batches import IGNORED
 
-KERNELS = ("full", "fused", "chunked")
+KERNELS = SETTINGS["loss_kernel"].rule["choices"]
 
 
 def next_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -35,7 +36,13 @@ class NextToken(nn.Module):
     all; passes, products counted by the path that computed their loss ("full", "in place").
     """
 
-    def __init__(self, vocabulary_size: int, kernel: str = "full", chunk_tokens: int = 4096, group=None):
+    def __init__(
+        self,
+        vocabulary_size: int,
+        kernel: str = Training.loss_kernel,
+        chunk_tokens: int = Training.loss_chunk_tokens,
+        group=None,
+    ):
         super().__init__()
         if kernel not in KERNELS:
             raise ValueError(f"kernel = {kernel!r}: must be one of {', '.join(KERNELS)}")

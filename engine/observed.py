@@ -12,8 +12,9 @@ from engine.config import Config
 from engine.ledger import Line
 from engine.operations import Operations
 from engine.parallel import Ranks
+from engine.step import AUTOCAST
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, **AUTOCAST}
 
 
 @dataclass(frozen=True)

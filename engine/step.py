@@ -42,6 +42,11 @@ class Step:
         )
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
 
+    @property
+    def stateful(self) -> dict[str, LossScale]:
+        """What a checkpoint must hold besides weights, optimizer and random states."""
+        return {"loss_scale": self.loss_scale} if self.loss_scale else {}
+
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return it."""
         s = self.schedule

@@ -110,9 +110,8 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks) -> 
     apply_activation_checkpointing(model, config.memory, width=m.width, dropout=m.dropout)
     budget = config.memory.activation_checkpointing == "budget"
     compiling.apply(model, config.compile, kept=config.memory.memory_budget if budget else 1.0)
-    torch.manual_seed(
-        config.run.seed * 1_000_003 + ranks.data_rank
-    )  # dropout: its own stream for its own data
+    # Dropout draws from a stream of its own for every part of the data.
+    torch.manual_seed(config.run.seed * 1_000_003 + ranks.data_rank)
     return parallel.spread(model, config.parallel, ranks)
 
 
@@ -238,8 +237,7 @@ class Trainer:
         parallel.wait_for_all()
         done = 0
         if self.config.saving.checkpoint_interval:
-            extra = {"loss_scale": self.step.loss_scale} if self.step.loss_scale else {}
-            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, extra)
+            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, self.step.stateful)
         if self.ranks.is_first:
             for event in self.events:
                 rundir.append_event(self.directory, **event)
@@ -348,8 +346,7 @@ class Trainer:
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
             self.recorder.flush()
-        extra = {"loss_scale": self.step.loss_scale} if self.step.loss_scale else {}
-        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, extra)
+        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.step.stateful)
 
     @property
     def reserved_bytes(self) -> int | None:
