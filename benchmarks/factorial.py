@@ -65,6 +65,7 @@ BUDGETS = {
 }
 GPU = BEST["cuda"]
 GPU_BLOCKS = GPU | {"compile": "blocks"}
+TWO_SHARDS = {"processes": 2, "data_parallel": "fsdp", "compile": "blocks"}  # a gathered block ends a graph
 
 EXPERIMENTS = {
     "cuda": (
@@ -155,7 +156,8 @@ EXPERIMENTS = {
                 "two GPUs": {
                     "ddp": {"processes": 2},
                     "ddp, bound to cores": {"processes": 2, "cpu_affinity": True},
-                    "fsdp": {"processes": 2, "data_parallel": "fsdp"},
+                    "fsdp": TWO_SHARDS,
+                    "fsdp, kept gathered": TWO_SHARDS | {"reshard_after_forward": False},
                     "tensor parallel": {"processes": 2, "tensor_parallel": 2},
                 }
             },
