@@ -65,7 +65,9 @@ BUDGETS = {
 }
 GPU = BEST["cuda"]
 GPU_BLOCKS = GPU | {"compile": "blocks"}
-TWO_SHARDS = {"processes": 2, "data_parallel": "fsdp", "compile": "blocks"}  # a gathered block ends a graph
+BY_AUTOGRAD = {"gradient_sums": "autograd"}
+BY_BLOCK = BY_AUTOGRAD | {"compile": "blocks"}  # a gathered block ends a graph
+TWO_SHARDS = {"processes": 2, "data_parallel": "fsdp"}
 
 EXPERIMENTS = {
     "cuda": (
@@ -115,7 +117,7 @@ EXPERIMENTS = {
         Experiment(
             "compile_modes",
             "Which way of compiling pays?",
-            GPU | {"compile": "none"},
+            GPU | BY_AUTOGRAD | {"compile": "none"},  # CUDA graphs do not see the other sums
             {
                 "compile": {
                     "blocks": {"compile": "blocks"},
@@ -132,7 +134,8 @@ EXPERIMENTS = {
             "What else pays, or costs, on top of the best settings?",
             GPU,
             {
-                "float8": {ON: {"float8": True}},
+                "gradient sums": {"by autograd": BY_AUTOGRAD},
+                "float8": {ON: BY_AUTOGRAD | {"float8": True}},
                 "8-bit optimizer": {ON: {"optimizer": "adamw8bit"}},
                 "optimizer in host memory": {ON: {"optimizer_offload": True}},
                 "Python's own garbage collection": {ON: {"gc_interval": 0}},
@@ -156,9 +159,11 @@ EXPERIMENTS = {
                 "two GPUs": {
                     "ddp": {"processes": 2},
                     "ddp, bound to cores": {"processes": 2, "cpu_affinity": True},
-                    "fsdp": TWO_SHARDS,
-                    "fsdp, kept gathered": TWO_SHARDS | {"reshard_after_forward": False},
-                    "tensor parallel": {"processes": 2, "tensor_parallel": 2},
+                    "ddp, gradients by autograd": {"processes": 2} | BY_AUTOGRAD,
+                    "fsdp": TWO_SHARDS | BY_BLOCK,
+                    "fsdp, kept gathered": TWO_SHARDS | BY_BLOCK | {"reshard_after_forward": False},
+                    "fsdp, model gathered as one": TWO_SHARDS | BY_AUTOGRAD | {"shard_unit": "model"},
+                    "tensor parallel": {"processes": 2, "tensor_parallel": 2} | BY_AUTOGRAD,
                 }
             },
         ),

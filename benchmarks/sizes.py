@@ -127,6 +127,7 @@ BEST = {
         "precision": "bf16",
         "residual_precision": "bf16",
         "loss_kernel": "fused",
+        "gradient_sums": "fused",
         "compile": "model",
         "attention": "cudnn",
         "tf32": True,

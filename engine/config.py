@@ -201,6 +201,13 @@ class Training:
     loss_chunk_tokens: int = setting(
         4096, "tokens of one chunk", unit="tokens", at_least=1, only_if={"loss_kernel": ("chunked",)}
     )
+    gradient_sums: str = setting(
+        "autograd",
+        "how matrices' gradients are summed over micro-batches: by autograd, or fused: by the products that make "
+        "them, with the weights cast once a step",
+        choices=("autograd", "fused"),
+        only_if={"precision": ("bf16",)},
+    )
 
 
 @dataclass(frozen=True)
@@ -216,10 +223,17 @@ class Parallel:
     shard_size: int = setting(
         2, "processes of one group of shards", at_least=2, only_if={"data_parallel": ("hsdp",)}
     )
+    shard_unit: str = setting(
+        "block",
+        "weights that are gathered together: a block's, or the whole model's, once a step (less communication; "
+        "weights and gradients are held whole during a step, their shards and the optimizer's state between)",
+        choices=("block", "model"),
+        only_if={"data_parallel": ("fsdp", "hsdp")},
+    )
     reshard_after_forward: bool = setting(
         True,
         "free gathered weights between forward and backward (less memory, more communication)",
-        only_if={"data_parallel": ("fsdp", "hsdp")},
+        only_if={"data_parallel": ("fsdp", "hsdp"), "shard_unit": ("block",)},
     )
     tensor_parallel: int = setting(
         1, "processes that split every matrix product between them, and the loss", at_least=1

@@ -30,7 +30,7 @@ def rules(attention: str) -> Iterator[None]:
     with (
         mock.patch.object(F, "scaled_dot_product_attention", _attention(attention)),
         mock.patch.object(losses, "_kernel", lambda logits: _loss_kernel),
-        mock.patch.object(losses, "_add_product", _add_product),
+        mock.patch.object(losses, "add_product", _add_product),
     ):
         yield
     library._destroy()

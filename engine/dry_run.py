@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine import dry_compile, dry_gpu, float8, parallel, tensor_parallel
 from engine.config import Config
+from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
 from engine.objectives import NextToken
@@ -107,6 +108,8 @@ class DryRun:
         _make_fake(model)
         if c.training.float8:
             float8.convert(model)
+        if c.training.gradient_sums == "fused":
+            model.gradient_sums = GradientSums(model, AUTOCAST[c.training.precision], 1)
         apply_activation_checkpointing(model, c.memory, width=c.model.width, dropout=c.model.dropout)
         if c.compile.compile == "none":
             _label_parts(model, self.tape)
@@ -148,7 +151,13 @@ class DryRun:
                 tape.relabel(p, ("parameters", "parameters"), self.share)
             for b in self.model.buffers():
                 tape.relabel(b, ("parameters", "buffers"))
-            self._watch_gradients(parameters)
+            if self.model.gradient_sums:
+                for p in parameters:
+                    tape.relabel(p.grad, ("gradients", "gradients"))
+                for copy in self.model.gradient_sums.held:
+                    tape.relabel(copy, ("parameters", "copies for the products"))
+            else:
+                self._watch_gradients(parameters)
             self._step()
             self._name_state()
             if self.on_gpu:
@@ -162,6 +171,8 @@ class DryRun:
         with tape.labelled("temporary", "batch"):
             inputs, targets = (torch.empty(shape, dtype=torch.int64).split(self.micro) for _ in range(2))
         tape.mark("start")
+        if self.model.gradient_sums:
+            self.model.gradient_sums.refresh()
         for i in range(self.accumulation):
             self.is_last = i == self.accumulation - 1
             with self._gathered():
@@ -176,7 +187,7 @@ class DryRun:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
             torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.model.gradient_sums is None)
 
     def _autocast(self):
         dtype = AUTOCAST.get(self.config.training.precision)
@@ -190,7 +201,9 @@ class DryRun:
             for bucket in buckets.values():
                 self.tape.relabel(bucket, label)
         elif self.share < 1:
-            self._groups = [Group(list(block.parameters()), self) for block in self.model.layers]
+            by_block = self.config.parallel.shard_unit == "block"
+            blocks = self.model.layers if by_block else []
+            self._groups = [Group(list(block.parameters()), self) for block in blocks]
             grouped = {p for group in self._groups for p in group.parameters}
             self._groups.append(Group([p for p in parameters if p not in grouped], self))
             return

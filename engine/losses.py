@@ -53,6 +53,7 @@ class Plan:
     chunk: int  # tokens whose logits exist at a time, ≥ 1
     saw: Callable[[torch.Tensor], None]  # is shown every tensor of logits
     gradient_scale: torch.Tensor | None = None  # a scalar on the device; the gradients are made with it
+    weight_sum: torch.Tensor | None = None  # fp32, takes the weight's gradient, scaled; then autograd gets none
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -72,8 +73,11 @@ class LinearCrossEntropy(torch.autograd.Function):
             targets,
             plan,
             for_hidden=ctx.needs_input_grad[0],
-            for_weight=ctx.needs_input_grad[1],
+            for_weight=ctx.needs_input_grad[1] or plan.weight_sum is not None,
         )
+        if plan.weight_sum is not None:
+            assert ctx.is_scaled, "what is added to a sum cannot be scaled later"
+            gradients[1] = None
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -109,7 +113,7 @@ def loss_and_gradients(
         hidden, weight = hidden.to(plan.dtype), weight.to(plan.dtype)
         buffer = hidden.new_empty(min(plan.chunk, len(hidden)), len(weight))
         hidden_gradient = torch.empty_like(hidden) if for_hidden else None
-        weight_gradient, statistics, write = None, [], for_hidden or for_weight
+        weight_gradient, statistics, write = plan.weight_sum, [], for_hidden or for_weight
         for start in range(0, len(hidden), plan.chunk):
             chunk = slice(start, start + plan.chunk)
             inputs, answers = hidden[chunk], targets[chunk]
@@ -122,7 +126,7 @@ def loss_and_gradients(
             if for_hidden:
                 torch.mm(logits, weight, out=hidden_gradient[chunk])
             if for_weight:
-                weight_gradient = _add_product(weight_gradient, logits.t(), inputs)
+                weight_gradient = add_product(weight_gradient, logits.t(), inputs)
         if for_hidden:
             parallel.summed(hidden_gradient, plan.vocabulary.group)
         return _summed_loss(statistics, targets, plan.vocabulary.size), hidden_gradient, weight_gradient
@@ -195,7 +199,7 @@ def _of_counted(values: torch.Tensor, targets: torch.Tensor, size: int) -> torch
     return torch.where((targets >= 0) & (targets < size), values, missing)
 
 
-def _add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """total + a @ b, in place and in fp32; operands in half precision are summed in fp32 where the device can."""
     if a.dtype is _at_least_fp32(a.dtype):
         return a @ b if total is None else total.addmm_(a, b)

@@ -44,7 +44,7 @@ def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool)
     products, attention = kept_operations()
 
     def policy(_context, operation, *args, **_kwargs):
-        columns = args[products[operation]].shape[-1] if operation in products else None
+        columns = products[operation](args) if operation in products else None
         kept = operation in attention or columns not in (None, width)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -56,7 +56,9 @@ def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool)
 
 
 def kept_operations() -> tuple[dict, set]:
-    """The matrix products, each with the position of its right-hand matrix, and the attention kernels."""
+    """The matrix products, each with a function of its arguments to its columns, and the attention kernels."""
+    from engine import gradient_sums
+
     aten = torch.ops.aten
     attention = {
         aten._scaled_dot_product_flash_attention.default,
@@ -64,7 +66,13 @@ def kept_operations() -> tuple[dict, set]:
         aten._scaled_dot_product_cudnn_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
-    return {aten.mm.default: 1, aten.addmm.default: 2, aten._scaled_mm.default: 1}, attention
+    products = {
+        aten.mm.default: lambda args: args[1].shape[-1],
+        aten.addmm.default: lambda args: args[2].shape[-1],
+        aten._scaled_mm.default: lambda args: args[1].shape[-1],
+        gradient_sums.linear._opoverload: lambda args: len(args[1]),
+    }
+    return products, attention
 
 
 def lines(config: Config, seen, measured: "StepMemory") -> list[Line]:

@@ -1,5 +1,6 @@
 """What a model is trained for. An objective returns a sum over targets; the step divides by their count."""
 
+import dataclasses
 from collections import Counter
 
 import torch
@@ -51,6 +52,8 @@ class NextToken(nn.Module):
         self.operand_dtype: torch.dtype | None = None
         self.forget()
         self._whole = _whole
+        # (the head's weight in the operands' dtype, the sum that takes its gradient); None: autograd has both
+        self.summed_head: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forget(self) -> None:
         """Start the notes anew: what follows is one step."""
@@ -98,6 +101,8 @@ class NextToken(nn.Module):
         differentiable = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         chunk = len(hidden) if self.kernel == "fused" and differentiable else self.chunk_tokens
         plan = losses.Plan(self.vocabulary, dtype, max(chunk, 1), self._saw, gradient_scale)
+        if differentiable and self.summed_head:
+            weight, plan = self.summed_head[0], dataclasses.replace(plan, weight_sum=self.summed_head[1])
         if differentiable:
             return losses.LinearCrossEntropy.apply(hidden, weight, targets, plan)
         return losses.loss_and_gradients(hidden, weight, targets, plan)[0]

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from engine import compiling, float8, ladder, memory, optimizers, parallel, placement, pretrained, runtime
+from engine import (
+    compiling,
+    float8,
+    gradient_sums,
+    ladder,
+    memory,
+    optimizers,
+    parallel,
+    placement,
+    pretrained,
+    runtime,
+)
 from engine.config import Config
 from engine.ledger import Line
 from engine.operations import Operations
@@ -40,6 +51,9 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *batch(config, seen),
         *precision(config, seen),
         *loss_scale(config, run.step.loss_scale),
+        *gradient_sums.lines(
+            model.gradient_sums, config.training.gradient_sums, seen.operations.counts, seen.accumulation
+        ),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
         *seen.loss,

@@ -116,10 +116,10 @@ def check(config: Config, world_size: int) -> list[str]:
 
         problems = tensor_parallel.check(config)
     sharded = p.data_parallel != "ddp" and world_size > p.tensor_parallel
-    if sharded and config.compile.compile == "model":
+    if sharded and p.shard_unit == "block" and config.compile.compile == "model":
         problems.append(
             f"compile = 'model': data_parallel = {p.data_parallel!r} gathers each block when it is called, which "
-            "splits the graph there; use compile = 'blocks'"
+            "splits the graph there; use compile = 'blocks', or shard_unit = 'model'"
         )
     return problems
 
@@ -180,9 +180,10 @@ def apply_tensor_parallel(model: nn.Module, ranks: Ranks) -> None:
 def spread(model: nn.Module, settings: Parallel, ranks: Ranks) -> nn.Module:
     """Replicate (ddp), shard (fsdp) or both (hsdp) `model` over the ranks that read different data.
 
-    After tensor parallel, activation checkpointing and compile. One rank keeps the model as it is.
+    After tensor parallel, activation checkpointing and compile. One rank keeps the model as it is; so do replicas
+    whose gradients do not go through autograd (engine/gradient_sums.py): their sums are exchanged by it.
     """
-    if ranks.data_size == 1:
+    if ranks.data_size == 1 or model.gradient_sums is not None:
         return model
     if settings.data_parallel == "ddp":
         torch._dynamo.config.optimize_ddp = False  # it splits graphs at buckets, and fails with checkpointing
@@ -198,25 +199,30 @@ def spread(model: nn.Module, settings: Parallel, ranks: Ranks) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = ranks.dims.get_mesh("fsdp" if settings.data_parallel == "fsdp" else ["dp_replicate", "fsdp"])
-    for block in model.layers:
+    blocks = list(model.layers) if settings.shard_unit == "block" else []
+    for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=settings.reshard_after_forward)
-    fully_shard(model, mesh=mesh)
-    for module in [*model.layers, model]:
+    fully_shard(model, mesh=mesh)  # what is in no block stays gathered until its backward pass is over
+    model.keep_gathered = not blocks or not settings.reshard_after_forward
+    for module in [*blocks, model]:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     return model
 
 
-def loss_factor(kind: str, ranks: Ranks) -> float:
-    """What the loss is multiplied by so that gradients come out added over ranks."""
-    return float(ranks.data_size) if kind == "ddp" else 1.0
+def loss_factor(model: nn.Module) -> float:
+    """What the loss is multiplied by so that gradients of `model`, spread, come out added over ranks."""
+    is_averaged = isinstance(model, nn.parallel.DistributedDataParallel)
+    return float(model.process_group.size()) if is_averaged else 1.0
 
 
 @contextlib.contextmanager
 def synchronise_if(model: nn.Module, last: bool):
-    """Exchange gradients in this backward pass only if it is the `last` micro-batch of the step."""
+    """Exchange gradients in this backward pass, and free weights kept until then, only if it is the step's `last`."""
     if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
         model.set_requires_gradient_sync(last)
+        if model.keep_gathered:  # the next micro-batch needs the same weights
+            model.set_reshard_after_backward(last)
         yield
     elif isinstance(model, nn.parallel.DistributedDataParallel) and not last:
         with model.no_sync():
@@ -242,6 +248,18 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(_joined.data_size)]
     dist.all_gather(parts, tensor, group=_joined.data_group)
     return torch.cat(parts)
+
+
+def sum_over_replicas(tensors: list[torch.Tensor]) -> int:
+    """Add up each of `tensors` over all ranks that read different data, in place; how many ranks that were."""
+    if dist.get_backend(_joined.data_group) == "nccl":
+        with dist._coalescing_manager(_joined.data_group):  # one launch for all of them
+            for tensor in tensors:
+                dist.all_reduce(tensor, group=_joined.data_group)
+    else:
+        for tensor in tensors:
+            dist.all_reduce(tensor, group=_joined.data_group)
+    return dist.get_world_size(_joined.data_group)
 
 
 def summed(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:

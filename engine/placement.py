@@ -34,7 +34,8 @@ def of_model(model: nn.Module) -> Placement:
     for module in model.modules():
         if hasattr(module, "reshard"):  # FSDP2's root stays gathered after an evaluation
             module.reshard()
-    replicated = isinstance(model, nn.parallel.DistributedDataParallel)
+    averaged, sums = isinstance(model, nn.parallel.DistributedDataParallel), unwrapped(model).gradient_sums
+    exchanged = model.process_group.size() if averaged else sums.exchanged if sums else 0
     named = dict(unwrapped(model).named_parameters())
     sizes_of, cut = {"dp_replicate": 1, "fsdp": 1, "tp": 1}, {}
     for name, p in named.items():
@@ -47,8 +48,8 @@ def of_model(model: nn.Module) -> Placement:
         whole |= {n for n in tensor_parallel.split_parameters(unwrapped(model)) if "tp" not in cut[n]}
     sharded = "hsdp" if sizes_of["dp_replicate"] > 1 else "fsdp" if sizes_of["fsdp"] > 1 else "none"
     return Placement(
-        kind="ddp" if replicated else sharded,
-        replicas=model.process_group.size() if replicated else sizes_of["dp_replicate"],
+        kind="ddp" if exchanged else sharded,
+        replicas=exchanged or sizes_of["dp_replicate"],
         shards=sizes_of["fsdp"],
         tensor=sizes_of["tp"],
         whole=tuple(sorted(whole)),
@@ -92,19 +93,28 @@ def lines(model: nn.Module, settings: Parallel, ranks: Ranks) -> list[Line]:
         in_effect = f"not spread: {ranks.world_size} ranks hold it whole"
     entries = [Line("sharding", wanted, in_effect, how, in_effect == wanted and not found.whole)]
     if settings.data_parallel != "ddp" and ranks.data_size > 1:
-        entries.append(_reshard_line(model, settings.reshard_after_forward))
+        blocks = [block for block in unwrapped(model).layers if hasattr(block, "_get_fsdp_state")]
+        entries.append(_unit_line(blocks, len(model.layers), settings.shard_unit))
+        if settings.shard_unit == "block":
+            entries.append(_reshard_line(blocks, len(model.layers), settings.reshard_after_forward))
     return entries
 
 
-def _reshard_line(model: nn.Module, requested: bool) -> Line:
-    blocks = [block for block in unwrapped(model).layers if hasattr(block, "_get_fsdp_state")]
+def _unit_line(sharded: list[nn.Module], blocks: int, requested: str) -> Line:
+    found = {0: "model", blocks: "block"}.get(len(sharded), "some blocks")
+    return Line(
+        "shard_unit", requested, found, f"{len(sharded)} of {blocks} blocks gather for themselves", found == requested
+    )
+
+
+def _reshard_line(blocks: list[nn.Module], expected: int, requested: bool) -> Line:
     freed = sum(_is_resharded(block) for block in blocks)
     return Line(
         "reshard_after_forward",
         str(requested).lower(),
-        f"{freed} of {len(model.layers)} blocks freed",
+        f"{freed} of {expected} blocks freed",
         f"FSDP2's state of {len(blocks)} sharded blocks",
-        len(blocks) == len(model.layers) and freed == len(blocks) * requested,
+        len(blocks) == expected and freed == expected * requested,
     )
 
 

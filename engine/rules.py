@@ -15,6 +15,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_batch(config),
         *_steps(config),
         *_memory(config),
+        *_gradient_sums(config),
         *_probes(config),
         *_names(config.run),
     ]
@@ -97,6 +98,30 @@ def _memory(c) -> list[Check]:
             mode == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
         ),
+    ]
+
+
+def _gradient_sums(c) -> list[Check]:
+    """What cannot be together with gradients that do not go through autograd."""
+    t, mode, asked = c.training, c.compile.compile_mode, c.training.gradient_sums == "fused"
+    cannot = [
+        ("loss_kernel", t.loss_kernel == "full", "the head's is made by the loss; set loss_kernel = 'fused'"),
+        ("float8", t.float8, "float8 has products of its own; set float8 = false"),
+        (
+            "data_parallel",
+            c.parallel.data_parallel != "ddp",
+            "FSDP2 sums gradients of shards itself; set data_parallel = 'ddp'",
+        ),
+        ("tensor_parallel", c.parallel.tensor_parallel > 1, "matrices are split; set tensor_parallel = 1"),
+        (
+            "compile_mode",
+            c.compile.compile != "none" and mode in ("reduce-overhead", "max-autotune"),
+            f"the CUDA graphs of {mode!r} do not see them; set compile_mode = 'default'",
+        ),
+    ]
+    return [
+        (("gradient_sums", name), asked and broken, f"gradient_sums = 'fused': not with {name} as it is: {why}")
+        for name, broken, why in cannot
     ]
 
 

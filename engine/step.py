@@ -26,13 +26,13 @@ class Step:
         training: Training,
         schedule: Schedule,
         lr: float,
-        data_parallel: str,
         keep_gradients: bool = False,
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
-        self.loss_factor = parallel.loss_factor(data_parallel, ranks)
-        self.keep_gradients = keep_gradients
+        self.loss_factor = parallel.loss_factor(model)
+        self.sums = parallel.unwrapped(model).gradient_sums
+        self.keep_gradients = keep_gradients or self.sums is not None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if keep_gradients:
             for p in self.parameters:
@@ -72,11 +72,15 @@ class Step:
         factor = self.loss_factor / count
         if self.loss_scale:
             factor = factor * self.loss_scale.scale
+        if self.sums:
+            self.sums.refresh()
         sums = None  # summed loss, then the mean square of each probed activation
         for i, (inputs, targets) in enumerate(micro_batches):
             with parallel.synchronise_if(self.model, last=i == len(micro_batches) - 1):
                 measured = self._forward_backward(inputs, targets, factor)
             sums = measured if sums is None else sums + measured
+        if self.sums:
+            self.sums.exchange()
         with part("optimizer"):
             grad_norm = self._update()
         sums = parallel.total(sums)

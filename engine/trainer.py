@@ -1,7 +1,7 @@
 """The training loop of one process: build in a fixed order, run the steps, leave the run directory complete.
 
-Build order: seeded weights on the CPU → given weights → tensor parallel → float8 → activation checkpointing →
-compile → spread over ranks → optimizer. Sharding comes after the seeded initialisation, so it cannot change the
+Build order: seeded weights on the CPU → given weights → tensor parallel → float8 → gradient sums → activation
+checkpointing → compile → spread over ranks → optimizer. Sharding comes after the seeded initialisation, so it cannot change the
 weights a run starts from.
 """
 
@@ -32,6 +32,7 @@ from engine.data.prepare import Tokens
 from engine.environment import describe
 from engine.errors import ConfigError
 from engine.evaluate import figures, mean_loss
+from engine.gradient_sums import GradientSums
 from engine.ledger import as_dict
 from engine.memory import StepMemory, apply_activation_checkpointing
 from engine.models import MODELS
@@ -42,7 +43,7 @@ from engine.operations import Operations
 from engine.optimizers import OPTIMIZERS
 from engine.optimizers.groups import decay_groups
 from engine.profiling import Profiler, part
-from engine.step import Step
+from engine.step import AUTOCAST, Step
 
 
 def run(config: Config, tokens: Tokens) -> None:
@@ -107,6 +108,8 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks) -> 
     parallel.apply_tensor_parallel(model, ranks)
     if config.training.float8:
         float8.convert(model)
+    if config.training.gradient_sums == "fused":
+        model.gradient_sums = GradientSums(model, AUTOCAST[config.training.precision], ranks.data_size)
     apply_activation_checkpointing(model, config.memory, width=m.width, dropout=m.dropout)
     budget = config.memory.activation_checkpointing == "budget"
     compiling.apply(model, config.compile, kept=config.memory.memory_budget if budget else 1.0)
@@ -141,7 +144,6 @@ class Trainer:
             training=t,
             schedule=config.schedule,
             lr=config.optimizer.lr,
-            data_parallel=config.parallel.data_parallel,
             keep_gradients=compiling.keeps_gradients(config.compile),
         )
         self.memory = StepMemory(

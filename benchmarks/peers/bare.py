@@ -30,23 +30,26 @@ def _train(task: Task, config: Config) -> dict:
     runtime.after_torch(config.runtime, ranks.device)
     model = build_model(config, task.vocabulary, ranks)
     optimizer = build_optimizer(model, config)
-    parameters = list(model.parameters())
+    parameters, sums = list(model.parameters()), model.gradient_sums
     batch, meter = RandomWindows(task), Meter(size.device, size.warmup)
     tokens = size.step_tokens
+    scale = torch.tensor(1 / tokens, device=ranks.device)  # of the gradients
     meter.start()
     for step in range(size.total_steps):
         for group in optimizer.param_groups:
             group["lr"] = size.lr * min(1, (step + 1) / size.lr_warmup_steps)
         total = 0
+        if sums:
+            sums.refresh()
         for _ in range(size.accumulation):
             inputs, targets = batch()
             with autocast(training.precision, ranks.device):
-                loss = model(inputs, targets)[0] / tokens
+                loss = model(inputs, targets, scale)[0]
             loss.backward()
-            total = total + loss.detach()
+            total = total + loss.detach() / tokens
         torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=sums is None)
         meter.step_done(total)
         if step + 1 == size.warmup:
             gc.collect()

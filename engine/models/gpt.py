@@ -77,6 +77,7 @@ class GPT(nn.Module):
         self.stream_in_bf16 = s.residual_precision == "bf16"
         self.stream_dtype: torch.dtype | None = None  # of the stream, as last seen before the last norm
         self.loss = NextToken(vocabulary_size)
+        self.gradient_sums = None  # the trainer installs the run's, if it has any
         self._initialise(seed)
 
     @torch.no_grad()

@@ -66,7 +66,6 @@ def first_losses(preset: str) -> dict[str, list[float]]:
         training=config.training,
         schedule=config.schedule,
         lr=config.optimizer.lr,
-        data_parallel="ddp",
     )
     # numpy promises a counter-based generator's raw words to be the same in every version.
     words = np.random.Philox(key=11).random_raw(STEPS * 4 * 25).reshape(STEPS, 4, 25) % VOCABULARY

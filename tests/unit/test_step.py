@@ -59,7 +59,6 @@ def step_of(norm_layers: tuple[int, ...] = (), **changes) -> Step:
         training=c.training,
         schedule=c.schedule,
         lr=c.optimizer.lr,
-        data_parallel=c.parallel.data_parallel,
     )
 
 

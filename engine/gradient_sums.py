@@ -1,0 +1,158 @@
+"""Gradients of matrices, summed over micro-batches by the products that make them; and weights cast once a step.
+
+Autograd makes a weight's gradient in 16 bits, copies it to fp32, and adds the copy to the sum; and autocast casts
+every weight in every forward pass. Here the product of a weight's gradient adds to the fp32 sum itself, and a pass
+reads a 16-bit copy of the weights that is made at the start of a step. (Megatron-LM has the first half, as gradient
+accumulation fusion.) Sums are in fp32 throughout: one rounding less than autograd's.
+
+The operations are torch custom ones: compiled code calls them as they are, activation checkpointing sees them, and
+torch's profiler counts them for the ledger. Biases, norms and learned positions stay with autograd.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from engine import losses, parallel
+from engine.ledger import Line
+
+
+@torch.library.custom_op("plumbline::add_product_", mutates_args=("total",))
+def add_product_(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total (n, k) fp32 += a (n, m) @ b (m, k)."""
+    losses.add_product(total, a, b)
+
+
+@torch.library.custom_op("plumbline::add_rows_", mutates_args=("total",))
+def add_rows_(total: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
+    """total[index[i]] += rows[i], in total's dtype: index (n,), rows (n, k)."""
+    total.index_add_(0, index, rows.to(total.dtype))
+
+
+@torch.library.custom_op("plumbline::linear", mutates_args=())
+def linear(x: torch.Tensor, weight: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """x (…, k) @ weight (n, k) transposed; the backward pass adds the weight's gradient to `total`."""
+    return F.linear(x, weight)
+
+
+@add_product_.register_fake
+def _(total, a, b):
+    return None
+
+
+@add_rows_.register_fake
+def _(total, index, rows):
+    return None
+
+
+@linear.register_fake
+def _(x, weight, total):
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, weight, ctx.total = inputs  # not saved: it changes before the backward pass, and may
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, gradient):
+    x, weight = ctx.saved_tensors
+    add_product_(ctx.total, gradient.flatten(0, -2).t(), x.flatten(0, -2))
+    return gradient @ weight, None, None
+
+
+linear.register_autograd(_backward, setup_context=_keep)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of an embedding; the weight's gradient goes to `total`, and none to autograd."""
+
+    @staticmethod
+    def forward(ctx, weight, index, total):
+        ctx.save_for_backward(index)
+        ctx.total = total
+        return F.embedding(index, weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        add_rows_(ctx.total, index.flatten(), gradient.flatten(0, -2))
+        return None, None, None
+
+
+class SummedLinear(nn.Linear):
+    """A Linear whose weight's gradient is summed in place. `work`: the weight as a pass reads it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (…, in) → (…, out)
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        y = linear(x.to(self.work.dtype), self.work, self.total)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class SummedEmbedding(nn.Embedding):
+    """An Embedding whose weight's gradient is summed in place."""
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:  # (…) → (…, C)
+        return _Rows.apply(self.weight, index, self.total) if torch.is_grad_enabled() else super().forward(index)
+
+
+class GradientSums:
+    """The sums of one model's gradients, and the copies of its weights."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, group_size: int):
+        """Take over the Linears of the blocks, the token embedding and the head; `group_size`: replicas.
+
+        After the weights are where they stay, and before activation checkpointing and compile.
+        """
+        self.parameters = list(model.parameters())
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []  # (copy, weight)
+        self.linears = [m for m in model.layers.modules() if type(m) is nn.Linear]
+        for module in self.linears:
+            module.__class__ = SummedLinear
+            module.work, module.total = self._copy(module.weight, dtype), _alias(module.weight)
+        model.token_embedding.__class__ = SummedEmbedding
+        model.token_embedding.total = _alias(model.token_embedding.weight)
+        head = model.head_weight
+        model.loss.summed_head = (self._copy(head, dtype), _alias(head))
+        self.group_size, self.exchanged = group_size, 0
+
+    def _copy(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        self._copies.append((copy, weight.detach()))
+        return copy
+
+    @property
+    def held(self) -> list[torch.Tensor]:
+        """The copies of the weights, for whoever counts memory."""
+        return [copy for copy, _ in self._copies]
+
+    def refresh(self) -> None:
+        """Copy the weights: at the start of every step."""
+        torch._foreach_copy_(*map(list, zip(*self._copies, strict=True)))
+
+    def exchange(self) -> None:
+        """Add up the sums of all replicas: after the last micro-batch of a step."""
+        if self.group_size > 1:
+            self.exchanged = parallel.sum_over_replicas([p.grad for p in self.parameters])
+
+
+def _alias(weight: torch.Tensor) -> torch.Tensor:
+    """The weight's sum under a version counter of its own: torch takes a saved tensor that changed for a mistake."""
+    return weight.grad.data
+
+
+def lines(sums: GradientSums | None, wanted: str, counts, accumulation: int) -> list[Line]:
+    """How many products added to their sums in the measured step; counts: those of engine.operations."""
+    found = counts.get("plumbline::add_product_", 0), counts.get("plumbline::add_rows_", 0)
+    if wanted == "autograd" and not any(found):
+        return []
+    expected = (len(sums.linears) * accumulation, accumulation) if sums else (0, 0)
+    how = (
+        f"operations of one step: {found[0]} of {expected[0]} gradients of linear layers and {found[1]} of "
+        f"{expected[1]} of the embedding were added in place"
+    )
+    in_effect = "fused" if any(found) and found == expected else "not all fused" if any(found) else "autograd"
+    return [Line("gradient_sums", wanted, in_effect, how, in_effect == wanted)]
