@@ -94,7 +94,9 @@ class SummedEmbedding(nn.Embedding):
     """An Embedding whose weight's gradient is summed in place."""
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:  # (…) → (…, C)
-        return _Rows.apply(self.weight, index, self.total) if torch.is_grad_enabled() else super().forward(index)
+        return (
+            _Rows.apply(self.weight, index, self.total) if torch.is_grad_enabled() else super().forward(index)
+        )
 
 
 class GradientSums:

@@ -103,7 +103,11 @@ def lines(model: nn.Module, settings: Parallel, ranks: Ranks) -> list[Line]:
 def _unit_line(sharded: list[nn.Module], blocks: int, requested: str) -> Line:
     found = {0: "model", blocks: "block"}.get(len(sharded), "some blocks")
     return Line(
-        "shard_unit", requested, found, f"{len(sharded)} of {blocks} blocks gather for themselves", found == requested
+        "shard_unit",
+        requested,
+        found,
+        f"{len(sharded)} of {blocks} blocks gather for themselves",
+        found == requested,
     )
 
 

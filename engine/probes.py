@@ -51,9 +51,17 @@ class Recorder:
     """
 
     def __init__(
-        self, directory: Path, device: torch.device, *, batch_tokens: int, norm_layers: tuple[int, ...]
+        self,
+        directory: Path,
+        device: torch.device,
+        *,
+        batch_tokens: int,
+        norm_layers: tuple[int, ...],
+        sees_memory: bool = True,
     ):
+        """sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
+        self._sees_memory = sees_memory and device.type == "cuda"
         self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
         columns = [
             "step",
@@ -80,7 +88,7 @@ class Recorder:
     def add(self, step: int, measured: dict, *, data_wait_seconds: float) -> None:
         """Note the step that ends now. Its numbers are on their way to the host; nothing waits for them."""
         peak = None
-        if self.device.type == "cuda":
+        if self._sees_memory:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
         names = ("train_loss", "grad_norm", "targets")

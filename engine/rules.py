@@ -120,7 +120,11 @@ def _gradient_sums(c) -> list[Check]:
         ),
     ]
     return [
-        (("gradient_sums", name), asked and broken, f"gradient_sums = 'fused': not with {name} as it is: {why}")
+        (
+            ("gradient_sums", name),
+            asked and broken,
+            f"gradient_sums = 'fused': not with {name} as it is: {why}",
+        )
         for name, broken, why in cannot
     ]
 

@@ -32,7 +32,7 @@ class Step:
         self.training, self.schedule, self.lr = training, schedule, lr
         self.loss_factor = parallel.loss_factor(model)
         self.sums = parallel.unwrapped(model).gradient_sums
-        self.keep_gradients = keep_gradients or self.sums is not None
+        self.in_cuda_graphs, self.keep_gradients = keep_gradients, keep_gradients or self.sums is not None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if keep_gradients:
             for p in self.parameters:
@@ -95,7 +95,7 @@ class Step:
 
     def _forward_backward(self, inputs, targets, factor: torch.Tensor) -> torch.Tensor:
         """One micro-batch; return its summed loss and the mean squares of the probed activations."""
-        if self.keep_gradients:  # CUDA graphs: this micro-batch may reuse the last one's memory
+        if self.in_cuda_graphs:  # this micro-batch may reuse the last one's memory
             torch.compiler.cudagraph_mark_step_begin()
         with part("forward"), autocast(self.training.precision, self.ranks.device):
             loss, norms = self.model(inputs, targets, factor)

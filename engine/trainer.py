@@ -1,8 +1,8 @@
 """The training loop of one process: build in a fixed order, run the steps, leave the run directory complete.
 
 Build order: seeded weights on the CPU → given weights → tensor parallel → float8 → gradient sums → activation
-checkpointing → compile → spread over ranks → optimizer. Sharding comes after the seeded initialisation, so it cannot change the
-weights a run starts from.
+checkpointing → compile → spread over ranks → optimizer. Sharding comes after the seeded initialisation, so it cannot
+change the weights a run starts from.
 """
 
 import contextlib
@@ -252,6 +252,7 @@ class Trainer:
                 self.ranks.device,
                 batch_tokens=self._tokens_seen(0),
                 norm_layers=self.config.logging.activation_norm_layers,
+                sees_memory=not compiling.keeps_gradients(self.config.compile),
             )
         return done
 

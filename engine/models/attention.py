@@ -77,14 +77,17 @@ class Cache:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, implementation: str, dropout: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, implementation: str, dropout: float, cached: bool
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √d, causal) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H, t, ·)."""
+    """softmax(q kᵀ / √d, causal) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H, t, ·).
+
+    cached: earlier tokens may be among k and v; if not, n = t, which is not asked: sizes may be symbols.
+    """
     if implementation == "manual":
         return manual_attention(q, k, v, dropout)
-    n, t = q.size(-2), k.size(-2)
-    assert n in (1, t), (n, t)  # SDPA's causal mask is for n = t; a last token alone sees everything
-    return F.scaled_dot_product_attention(q, k, v, is_causal=n == t, dropout_p=dropout)
+    is_causal = not cached or q.size(-2) == k.size(-2)
+    assert is_causal or q.size(-2) == 1  # SDPA's causal mask is for n = t; a last token alone sees everything
+    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, dropout_p=dropout)
 
 
 def manual_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -121,5 +124,5 @@ class MultiHead(nn.Module):
         if cache is not None:
             k, v = cache.extend(k=k, v=v)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, implementation=self.implementation, dropout=dropout)
+        y = attend(q, k, v, implementation=self.implementation, dropout=dropout, cached=cache is not None)
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))

@@ -51,7 +51,7 @@ class Latent(nn.Module):
             y = weigh(self.scores(q, k, queries), v, dropout)
         else:
             k, v = (kept.expand(-1, self.heads, -1, -1) for kept in (k, v))
-            y = attend(q, k, v, implementation=self.implementation, dropout=dropout)
+            y = attend(q, k, v, implementation=self.implementation, dropout=dropout, cached=cache is not None)
         y = torch.einsum("bhtl,hld->bthd", y, self.value_map)
         return self.out(y.reshape(batch, length, width))
 

@@ -89,7 +89,7 @@ def test_the_ledger_reads_off_the_model_what_the_settings_asked_for(pretend, way
     assert (line.what, line.requested, line.in_effect, line.agrees) == ("sharding", words, words, True)
     held = float(line.how.split("holds ")[1].split(" %")[0]) / 100
     assert share <= held < share + 0.03  # a little more: tensor parallel replicates norms and positions
-    assert [other.what for other in others] == ["reshard_after_forward"] * (sizes[1] > 1)
+    assert [other.what for other in others] == ["shard_unit", "reshard_after_forward"] * (sizes[1] > 1)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way][1] > 1])
@@ -126,12 +126,30 @@ def test_whether_blocks_are_freed_is_read_from_their_state(pretend, kind, asked)
     c = config(data_parallel=kind, reshard_after_forward=asked)
     ranks = pretend(c, 4)
     model = spread(c, ranks)
-    line = placement.lines(model, c.parallel, ranks)[1]
+    line = placement.lines(model, c.parallel, ranks)[2]
     assert line.in_effect == f"{2 * asked} of 2 blocks freed" and line.requested == str(asked).lower()
     assert line.agrees
     model.layers[0].set_reshard_after_forward(not asked)
-    line = placement.lines(model, c.parallel, ranks)[1]
+    line = placement.lines(model, c.parallel, ranks)[2]
     assert line.in_effect == "1 of 2 blocks freed" and not line.agrees
+
+
+def test_what_is_gathered_together_is_read_from_the_modules(pretend):
+    c = config(data_parallel="fsdp", shard_unit="model")
+    ranks = pretend(c, 2)
+    model = spread(c, ranks)
+    sharding, unit = placement.lines(model, c.parallel, ranks)
+    assert sharding.agrees and (unit.in_effect, unit.agrees) == ("model", True)
+    assert model.keep_gathered
+    by_block = config(data_parallel="fsdp")
+    found = placement.lines(spread(by_block, ranks), c.parallel, ranks)[1]
+    assert (found.requested, found.in_effect, found.agrees) == ("model", "block", False)
+
+
+def test_the_whole_model_is_compiled_only_where_it_is_gathered_as_one():
+    assert parallel.check(config(data_parallel="fsdp", shard_unit="model", compile="model"), 2) == []
+    (problem,) = parallel.check(config(data_parallel="fsdp", compile="model"), 2)
+    assert "use compile = 'blocks', or shard_unit = 'model'" in problem
 
 
 def test_ranks_of_a_tensor_parallel_group_read_the_same_samples(pretend):

@@ -1,0 +1,138 @@
+"""Gradients summed in place by the products that make them: the same as autograd's, in fp32, and found out if not."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from engine_runs import column, ledger
+
+from engine import gradient_sums
+from engine.config import resolve
+from engine.errors import ConfigError
+from engine.gradient_sums import GradientSums, linear
+from engine.models import gpt
+
+VOCABULARY = 61
+FUSED = {"precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"}
+
+
+def build(**changes):
+    settings = {"layers": 2, "heads": 2, "width": 32, "context": 16, "pad_vocabulary_to": 8, **changes}
+    torch.manual_seed(1)
+    model = gpt.build(resolve(settings, "test").model, VOCABULARY)
+    model.loss = gpt.NextToken(VOCABULARY, kernel="fused")
+    return model
+
+
+def gradients(model, micro_batches: int = 3) -> dict[str, torch.Tensor]:
+    """Of so many random micro-batches, in fp32 throughout: then only the order of sums differs."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(micro_batches):
+        inputs, targets = (torch.randint(VOCABULARY, (4, 16), generator=draw) for _ in range(2))
+        model(inputs, targets, torch.tensor(0.25))[0].backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "bias": False, "activation": "swiglu"}])
+def test_sums_are_those_of_autograd(changes):
+    expected = gradients(build(**changes))
+    model = build(**changes)
+    sums = GradientSums(model, torch.float32, 1)
+    sums.refresh()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_product_of_small_numbers_is_not_lost_in_the_sum():
+    """In bf16 1 + 2⁻⁹ is 1; the sum is in fp32. By hand: 4 products of 1 × 2⁻⁹, and 1 that was there."""
+    x = torch.full((4, 1), 2.0**-9, dtype=torch.bfloat16, requires_grad=True)
+    weight, total = torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1)
+    linear(x, weight, total).sum().backward()
+    assert total.item() == 1 + 4 * 2.0**-9
+    assert x.grad.tolist() == [[1.0]] * 4
+
+
+def test_evaluation_reads_the_weights_themselves():
+    model = build()
+    GradientSums(model, torch.bfloat16, 1).refresh()
+    layer, x = model.layers[0].mlp.up, torch.randn(2, 32)
+    with torch.no_grad():
+        layer.weight.mul_(2)  # an update; the copy is of the weight before
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=0)
+
+
+def test_names_and_weights_stay_and_copies_are_not_saved():
+    model = build()
+    names = list(model.state_dict())
+    GradientSums(model, torch.bfloat16, 1)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+def test_a_run_trains_as_with_autograd_and_its_ledger_says_how(lab, checkpointing):
+    settings = {
+        "precision": "bf16",
+        "loss_kernel": "fused",
+        "micro_batch_size": 2,
+        "activation_checkpointing": checkpointing,
+    }
+    plain = lab.train(run="plain", **settings)
+    run = lab.train(run="fused", **settings, gradient_sums="fused")
+    assert column(run, "train_loss") == pytest.approx(column(plain, "train_loss"), rel=1e-3)
+    assert column(run, "grad_norm") == pytest.approx(column(plain, "grad_norm"), rel=2e-2)
+    assert [what for what, line in ledger(run).items() if not line["agrees"]] == []
+    line = ledger(run)["gradient_sums"]
+    assert line["in_effect"] == "fused"
+    # 2 blocks of 4 linear layers, and the embedding, in each of 2 micro-batches
+    assert "16 of 16 gradients of linear layers and 2 of 2 of the embedding" in line["how"]
+    assert "gradient_sums" not in ledger(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_it_is_the_same_operation(lab):
+    eager = lab.train(run="eager", **FUSED)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run = lab.train(run="compiled", **FUSED, compile="model")
+    assert column(run, "train_loss") == pytest.approx(column(eager, "train_loss"), rel=1e-3)
+    assert ledger(run)["gradient_sums"]["agrees"] and ledger(run)["compile"]["agrees"]
+
+
+def test_the_line_tells_when_it_is_silently_off():
+    """Linears that autograd took over again; or some of them."""
+    sums = GradientSums(build(), torch.bfloat16, 1)
+    counts = Counter({"plumbline::add_product_": 16, "plumbline::add_rows_": 2})
+    found = {}
+    for name, counted in {
+        "all": counts,
+        "none": Counter(),
+        "some": counts - Counter({"plumbline::add_product_": 1}),
+    }.items():
+        (line,) = gradient_sums.lines(sums, "fused", counted, 2)
+        found[name] = (line.in_effect, line.agrees)
+    assert found == {
+        "all": ("fused", True),
+        "none": ("autograd", False),
+        "some": ("not all fused", False),
+    }
+    assert gradient_sums.lines(None, "autograd", Counter(), 2) == []
+    (line,) = gradient_sums.lines(None, "autograd", counts, 2)
+    assert not line.agrees
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_kernel": "full"}, "not with loss_kernel as it is: the head's is made by the loss"),
+        ({"data_parallel": "fsdp"}, "not with data_parallel as it is: FSDP2 sums gradients of shards itself"),
+        ({"tensor_parallel": 2, "processes": 2}, "not with tensor_parallel as it is: matrices are split"),
+        ({"float8": True}, "not with float8 as it is"),
+        ({"compile": "model", "compile_mode": "reduce-overhead"}, "the CUDA graphs of 'reduce-overhead'"),
+        ({"precision": "fp32"}, "would do nothing with precision = fp32"),
+    ],
+)
+def test_what_it_cannot_be_together_with_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve({**FUSED, **changes}, "test")
