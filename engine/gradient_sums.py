@@ -35,12 +35,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, total: torch.Tensor) -> torch.
     return F.linear(x, weight)
 
 
-@torch.library.custom_op("plumbline::rows", mutates_args=())
-def rows(weight: torch.Tensor, index: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """weight[index]: (…) → (…, k); the backward pass adds the weight's gradient to `total`, and gives autograd none."""
-    return F.embedding(index, weight)
-
-
 @add_product_.register_fake
 def _(total, a, b):
     return None
@@ -56,36 +50,39 @@ def _(x, weight, total):
     return x.new_empty(*x.shape[:-1], len(weight))
 
 
-@rows.register_fake
-def _(weight, index, total):
-    return weight.new_empty(*index.shape, weight.shape[1])
-
-
-# A total is not saved but kept: it changes before the backward pass, and may.
-def _keep_linear(ctx, inputs, output) -> None:
-    x, weight, ctx.total = inputs
+def _keep(ctx, inputs, output) -> None:
+    x, weight, ctx.total = (
+        inputs  # a total is not saved but kept: it changes before the backward pass, and may
+    )
     ctx.save_for_backward(x, weight)
 
 
-def _linear_backward(ctx, gradient):
+def _backward(ctx, gradient):
     x, weight = ctx.saved_tensors
     add_product_(ctx.total, gradient.flatten(0, -2).t(), x.flatten(0, -2))
     return gradient @ weight, None, None
 
 
-def _keep_rows(ctx, inputs, output) -> None:
-    _, index, ctx.total = inputs
-    ctx.save_for_backward(index)
+linear.register_autograd(_backward, setup_context=_keep)
 
 
-def _rows_backward(ctx, gradient):
-    (index,) = ctx.saved_tensors
-    add_rows_(ctx.total, index.flatten(), gradient.flatten(0, -2))
-    return None, None, None
+class _Rows(torch.autograd.Function):
+    """Rows of an embedding; the weight's gradient goes to `total`, and none to autograd.
 
+    No operation of its own, so that the compiler can fuse reading the rows with what follows.
+    """
 
-linear.register_autograd(_linear_backward, setup_context=_keep_linear)
-rows.register_autograd(_rows_backward, setup_context=_keep_rows)
+    @staticmethod
+    def forward(ctx, weight, index, total):
+        ctx.save_for_backward(index)
+        ctx.total = total
+        return F.embedding(index, weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        add_rows_(ctx.total, index.flatten(), gradient.flatten(0, -2))
+        return None, None, None
 
 
 class SummedLinear(nn.Linear):
@@ -102,7 +99,9 @@ class SummedEmbedding(nn.Embedding):
     """An Embedding whose weight's gradient is summed in place."""
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:  # (…) → (…, C)
-        return rows(self.weight, index, self.total) if torch.is_grad_enabled() else super().forward(index)
+        return (
+            _Rows.apply(self.weight, index, self.total) if torch.is_grad_enabled() else super().forward(index)
+        )
 
 
 class GradientSums:

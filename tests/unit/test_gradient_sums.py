@@ -91,6 +91,9 @@ def test_a_run_trains_as_with_autograd_and_its_ledger_says_how(lab, checkpointin
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*autograd.function.Function.* should not be:DeprecationWarning"
+)  # dynamo
 def test_compiled_it_is_the_same_operation(lab):
     eager = lab.train(run="eager", **FUSED)
     torch._dynamo.reset()
