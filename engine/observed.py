@@ -40,6 +40,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *batch(config, seen),
         *precision(config, seen),
         *loss_scale(config, run.step.loss_scale),
+        *run.step.guard.lines(run.steps_taken),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
         *seen.loss,
