@@ -110,6 +110,7 @@ def test_two_runs_interleaved_in_one_file_are_refused_with_file_and_line(results
         ("steps.csv", lambda f: f[:7] + f[8:], "steps.csv, line 8: step 8 after step 6"),
         ("steps.csv", lambda f: f[:-1], "steps.csv has 299 rows, and metrics.json says 300 steps"),
         ("evals.csv", lambda f: [*f, f[2]], "evals.csv, line 8: step 100 after step 300"),
+        ("evals.csv", lambda f: [*f, f[-1]], "evals.csv, line 8: step 300 after step 300"),
     ],
 )
 def test_steps_twice_lost_or_going_back_are_refused(results, name, change, message):
