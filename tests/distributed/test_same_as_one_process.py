@@ -59,6 +59,7 @@ OTHER = {
     "loss_chunk_tokens": 24,
 }
 OTHER_WAYS = {"other_tensor": (2, {**SPLIT, "micro_batch_size": 4})}
+SGD = {"steps": 10, "optimizer": "sgd", "lr": 0.1, "epsilon": 1e-8}  # momentum, and no Adam's epsilon
 # Interrupted before the last step, and resumed from the checkpoint before.
 RESUMED = {
     "resumed_fsdp": (2, SHARDED),
@@ -78,6 +79,7 @@ def plan(lab: Lab) -> list[dict]:
     runs = [run(name, n, settings) for name, (n, settings, _) in WAYS.items()]
     runs += [run("other", 1, OTHER)]
     runs += [run(name, n, {**OTHER, **settings}) for name, (n, settings) in OTHER_WAYS.items()]
+    runs += [run("sgd", 1, SGD), run("sgd_fsdp", 2, {**SGD, **SHARDED})]
     runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
     for name, (n, settings) in RESUMED.items():
         stopped = run(name, n, {**SHORT, **settings}, stop_at=3)
@@ -136,6 +138,12 @@ def test_losses_gradient_norms_and_weights_are_those_of_one_process(trained, way
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_another_model_and_loss_are_split_right_too(trained, way):
     assert_same_numbers(trained.run("other"), trained.run(way))
+
+
+def test_sgd_is_one_fused_kernel_over_shards_too(trained):
+    assert_same_numbers(trained.run("sgd"), trained.run("sgd_fsdp"))
+    line = ledger(trained.run("sgd_fsdp"))["optimizer_kernel"]
+    assert (line["in_effect"], line["agrees"]) == ("fused", True)
 
 
 @pytest.mark.parametrize("way", WAYS)
