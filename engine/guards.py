@@ -1,22 +1,24 @@
 """Divergence and spikes: which updates are not applied, and when a run is over before its last step.
 
-Each step is judged on the device, before its update, from the loss and the gradient norm of all ranks; the host reads
-the verdict later, between steps, and never waits for it in one. Once a run has diverged no further update is applied,
-so it does not matter how much later that is.
+On the device, before each update and without a word from the host: a few operations that say whether to apply it.
+On the host, later and between steps: what to conclude from the losses and gradient norms since. So a run that has
+diverged may take some steps more, of which nothing is kept.
 
-Only applied updates count for the median of gradient norms. All that a verdict depends on is in `state_dict`.
+All ranks have the same numbers, and read them at the same steps.
 """
+
+import math
+import statistics
+from collections import deque
 
 import torch
 
 from engine.config import Guards
 from engine.ledger import Line
 
-NORMS = 33  # gradient norms whose median says what is usual; before there are so many, none is a spike
+NORMS = 33  # of the last applied updates, whose median is the usual one; before there are so many, none is a spike
 SMOOTHING = 0.9  # share of the old value in the smoothed training loss
-NONE, NOT_FINITE, RISEN, TOO_MANY_SKIPPED = range(4)  # why a run diverged
-# What the host reads of a guard, in one copy: (FIELDS,) float64 on the device.
-FIELDS = ("smoothed", "lowest", "steps", "skipped", "spikes", "cause", "step")
+GATHERED = 256  # steps' numbers that are separate tensors at most
 
 
 class Diverged(Exception):
@@ -28,115 +30,149 @@ class Diverged(Exception):
 
 
 class Guard:
-    """Judges the steps of one run; every rank has its own, which comes to the same verdicts."""
+    """Judges the steps of one run."""
 
-    def __init__(self, settings: Guards, device: torch.device):
-        self.settings, self.device = settings, device
-        self.active = settings.on_divergence != "off"
-        self._rise, self._spike = settings.divergence_rise or torch.inf, settings.spike_norms or torch.inf
-        self._norms = torch.full((NORMS,), torch.nan, dtype=torch.float64, device=device)
-        nan, inf = torch.nan, torch.inf
-        self._state = torch.tensor([nan, inf, 0, 0, 0, NONE, -1], dtype=torch.float64, device=device)
-        self._note: tuple | None = None
+    def __init__(self, settings: Guards, device: torch.device, *, scaled: bool = False):
+        """scaled: under fp16's loss scale, which sees to gradient norms that are not finite."""
+        self.settings, self.device, self.scaled = settings, device, scaled
+        self.active, self.skips = settings.on_divergence != "off", settings.on_divergence == "skip"
+        self._spike = settings.spike_norms or math.inf
+        self.steps = self.skipped = self.spikes = self.unlike = (
+            0  # unlike: verdicts that the device gave otherwise
+        )
+        self.end: Diverged | None = None
+        self._smoothed, self._lowest = math.nan, math.inf
+        self._norms: deque[float] = deque(maxlen=NORMS)
+        self._window = torch.full(
+            (NORMS,), torch.nan, dtype=torch.float64, device=device
+        )  # _norms on the device
+        self._pending: list[tuple] = []  # of each step: loss, norm, verdict
+        self._gathered: list[torch.Tensor] = []  # (steps, 3)
+        self._numbers: list[int] = []  # the steps of these
+        self._sent: tuple | None = None  # on its way to the host
 
     @torch.no_grad()
-    def judge(
-        self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, *, scaled: bool = False
-    ) -> torch.Tensor:
+    def judge(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
         """1 if this step's update must not be applied, else 0: a float32 scalar, still on the device.
 
-        loss, grad_norm: scalars, the same on all ranks. scaled: fp16's loss scale sees to norms that are not finite.
+        loss, grad_norm: scalars, the same on all ranks.
         """
-        skips = self.settings.on_divergence == "skip"
-        loss, norm = loss.double(), grad_norm.double()
-        smoothed, lowest, steps, skipped, spikes, cause, _ = self._state.unbind()
-        norm_is_finite = norm.isfinite()
-        usable = loss.isfinite() if scaled else loss.isfinite() & norm_is_finite
-        # A comparison with NaN is false: while norms are missing their median is NaN.
-        spike = (norm > self._spike * self._norms.median()) & norm_is_finite
-        unwanted = ~usable | spike if skips else ~usable
-        newest = torch.where(smoothed.isnan(), loss, torch.lerp(loss, smoothed, SMOOTHING))
-        newest = torch.where(usable, newest, smoothed)
-        newest_lowest = torch.fmin(lowest, newest)
-        risen = newest - newest_lowest > self._rise
-        if skips:
-            skipped = skipped + unwanted
-            over = torch.where(skipped > self.settings.max_skipped_steps, TOO_MANY_SKIPPED, NONE)
-        else:
-            over = torch.where(unwanted, NOT_FINITE, NONE)
-        found = torch.where(risen, RISEN, over)
-        at = torch.where(found > NONE, step, -1)
-        new = torch.stack([newest, newest_lowest, steps + 1, skipped, spikes + spike, found, at])
-        is_over = cause > NONE
-        self._state = torch.where(is_over, self._state, new)
-        refused = unwanted | (found > NONE) | is_over
-        norms = torch.cat([self._norms[1:], norm[None]])
-        self._norms = torch.where(refused | ~norm_is_finite, self._norms, norms)
-        return refused.float()
+        refused = _is_not_finite(loss if self.scaled else loss + grad_norm)
+        if self.skips:
+            norm, norm_is_bad = grad_norm.double(), _is_not_finite(grad_norm)
+            # A comparison with NaN is false: while norms are missing their median is NaN.
+            refused |= (norm > self._spike * self._window.median()) & ~norm_is_bad
+            window = torch.cat([self._window[1:], norm[None]])
+            self._window = torch.where(refused | norm_is_bad, self._window, window)
+        refused = refused.float()
+        self._numbers.append(step)
+        self._pending.append((loss, grad_norm, refused))
+        if len(self._pending) == GATHERED:
+            self._gather()
+        return refused
+
+    def _gather(self) -> None:
+        if self._pending:
+            values = torch.stack([value for step in self._pending for value in step])
+            self._gathered.append(values.view(-1, 3))
+            self._pending = []
 
     def stopped(self, *, wait: bool) -> Diverged | None:
         """The run's end, if it has diverged; every rank must make the same calls, and comes to the same answer.
 
         wait=False: as things stood at the last such call, so that the host need not wait for the device.
         """
+        before, self._sent = self._sent, None
+        if before:
+            numbers, values, arrived = before
+            arrived.synchronize()
+            self._conclude(numbers, values.tolist())
+        self._gather()
+        if not self._gathered:
+            return self.end
+        numbers, values = self._numbers, torch.cat(self._gathered)
+        self._numbers, self._gathered = [], []
         if wait or self.device.type == "cpu":
-            return self._ended(self._state.tolist())
-        before, now = self._note, torch.empty_like(self._state, device="cpu", pin_memory=True)
-        now.copy_(self._state, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        self._note = (now, arrived)
-        if before is None:
-            return None
-        before[1].synchronize()
-        return self._ended(before[0].tolist())
+            self._conclude(numbers, values.tolist())
+        else:
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self._sent = (numbers, values, arrived)
+        return self.end
 
-    @property
-    def found(self) -> dict[str, float]:
-        """FIELDS as they stand; the host waits for the device."""
-        return _named(self._state.tolist())
+    def _conclude(self, numbers: list[int], values: list[list[float]]) -> None:
+        for step, (loss, norm, refused) in zip(numbers, values, strict=True):
+            if self.end is None:
+                reason = self._count(loss, norm, bool(refused))
+                self.end = Diverged(step, reason) if reason else None
 
-    def _ended(self, values: list[float]) -> Diverged | None:
-        now, s = _named(values), self.settings
-        if now["cause"] == NONE:
-            return None
-        reason = {
-            NOT_FINITE: "the training loss or the gradient norm is not finite",
-            RISEN: f"the smoothed training loss {now['smoothed']:.4g} is more than divergence_rise = "
-            f"{s.divergence_rise:g} above its minimum {now['lowest']:.4g}",
-            TOO_MANY_SKIPPED: f"{now['skipped']:.0f} updates were not finite or a spike, more than "
-            f"max_skipped_steps = {s.max_skipped_steps}",
-        }[now["cause"]]
-        return Diverged(int(now["step"]), reason)
+    def _count(self, loss: float, norm: float, refused: bool) -> str | None:
+        """Take one step into account; return why the run is over, if it is."""
+        s, norm_is_finite = self.settings, math.isfinite(norm)
+        usable = math.isfinite(loss) and (self.scaled or norm_is_finite)
+        is_full = len(self._norms) == NORMS
+        spike = norm_is_finite and is_full and norm > self._spike * statistics.median(self._norms)
+        unwanted = not usable or (self.skips and spike)
+        self.steps += 1
+        self.spikes += spike
+        self.skipped += self.skips and unwanted
+        self.unlike += unwanted != refused
+        if norm_is_finite and not unwanted:
+            self._norms.append(norm)
+        if usable:
+            old = loss if math.isnan(self._smoothed) else self._smoothed
+            self._smoothed = SMOOTHING * old + (1 - SMOOTHING) * loss
+            self._lowest = min(self._lowest, self._smoothed)
+        if s.divergence_rise and self._smoothed - self._lowest > s.divergence_rise:
+            return (
+                f"the smoothed training loss {self._smoothed:.4g} is more than divergence_rise = "
+                f"{s.divergence_rise:g} above its minimum {self._lowest:.4g}"
+            )
+        if self.skips and self.skipped > s.max_skipped_steps:
+            return (
+                f"{self.skipped} updates were not finite or a spike, more than max_skipped_steps = "
+                f"{s.max_skipped_steps}"
+            )
+        if unwanted and not self.skips:
+            return "the training loss or the gradient norm is not finite"
+        return None
 
     def lines(self, steps_taken: int) -> list[Line]:
-        """What became of the updates; disagrees when not every one of the `steps_taken` was judged."""
-        now, wanted = self.found, self.settings.on_divergence
-        how = "counters on the device"
-        if over := now["cause"] != NONE:
-            how += f"; diverged at step {now['step']:.0f}, and no update was applied from then on"
+        """What became of the updates; disagrees when not every one of the `steps_taken` was judged as it should."""
+        self.stopped(wait=True)
+        how = f"verdicts on the device, {self.unlike} of them others than they should"
+        if self.end:
+            how += f"; diverged at step {self.end.step}"
+        judged = self.steps == (steps_taken if self.active else 0)
         return [
             Line(
                 "on_divergence",
-                wanted,
-                f"{now['steps']:.0f} updates judged, {now['skipped']:.0f} skipped, {now['spikes']:.0f} spikes",
+                self.settings.on_divergence,
+                f"{self.steps} updates judged, {self.skipped} skipped, {self.spikes} spikes",
                 how,
-                now["steps"] == (steps_taken if wanted != "off" else 0) or over,
+                self.unlike == 0 and (judged or self.end is not None),
             )
         ]
 
     def state_dict(self) -> dict:
-        """For a checkpoint."""
-        return {"state": self._state, "norms": self._norms}
+        """For a checkpoint; the host waits for the device."""
+        self.stopped(wait=True)
+        counts = [self.steps, self.skipped, self.spikes, self.unlike]
+        return {"counts": counts, "loss": [self._smoothed, self._lowest], "norms": list(self._norms)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over a `state_dict`, from any device."""
-        self._state = state["state"].to(self.device)
-        self._norms = state["norms"].to(self.device)
+        """Take over a `state_dict`."""
+        self.steps, self.skipped, self.spikes, self.unlike = state["counts"]
+        self._smoothed, self._lowest = state["loss"]
+        self._norms = deque(state["norms"], NORMS)
+        window = [math.nan] * (NORMS - len(self._norms)) + list(self._norms)
+        self._window = torch.tensor(window, dtype=torch.float64, device=self.device)
 
 
-def _named(values: list[float]) -> dict[str, float]:
-    return dict(zip(FIELDS, values, strict=True))
+def _is_not_finite(x: torch.Tensor) -> torch.Tensor:
+    """Whether the scalar `x` is NaN or infinite, in two operations: x − x is NaN then."""
+    return (x - x).ne(0)
 
 
 def step_unless(refused: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -155,7 +191,4 @@ def step_unless(refused: torch.Tensor, optimizer: torch.optim.Optimizer) -> None
 def counts(guard: Guard, loss_scale=None) -> dict[str, int]:
     """For metrics.json: updates skipped, by the guard or by fp16's `loss_scale`, and spikes of the gradient norm."""
     by_scale = int(loss_scale.skipped.item()) if loss_scale else 0
-    return {
-        "skipped_steps": int(guard.found["skipped"]) + by_scale,
-        "loss_spikes": int(guard.found["spikes"]),
-    }
+    return {"skipped_steps": guard.skipped + by_scale, "loss_spikes": guard.spikes}

@@ -42,7 +42,7 @@ class Step:
         self.loss_scale = (
             LossScale(training.loss_scale, ranks.device) if training.precision == "fp16" else None
         )
-        self.guard = Guard(guards, ranks.device)
+        self.guard = Guard(guards, ranks.device, scaled=training.precision == "fp16")
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
 
     @property
@@ -115,9 +115,8 @@ class Step:
 
     def _update(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Apply the gradients, unless the guard is against it, and clear them."""
-        scaled = self.loss_scale is not None
-        refused = self.guard.judge(step, loss, grad_norm, scaled=scaled) if self.guard.active else None
-        if scaled:
+        refused = self.guard.judge(step, loss, grad_norm) if self.guard.active else None
+        if self.loss_scale:
             self.loss_scale.step(self.optimizer, grad_norm, refused)
         elif refused is not None:
             step_unless(refused, self.optimizer)

@@ -8,8 +8,9 @@ import torch
 from engine_runs import column, events, ledger, read_json, rows, untimed
 from test_loss_scale import HostReads, held
 
+from engine import guards
 from engine.config import Guards, resolve
-from engine.guards import NORMS, Diverged, Guard
+from engine.guards import GATHERED, NORMS, Diverged, Guard
 from engine.optimizers import OPTIMIZERS
 from engine.parallel import Ranks
 from engine.step import Step
@@ -22,13 +23,14 @@ USUAL = [(3.0, 1.0)] * NORMS  # losses and gradient norms of so many steps
 
 def judged(settings: Guards, steps: list[tuple[float, float]], **how) -> tuple[Guard, list[int]]:
     """The guard, and its verdict on each (loss, norm)."""
-    guard = Guard(settings, CPU)
-    verdicts = [guard.judge(i, *torch.tensor(values), **how) for i, values in enumerate(steps)]
+    guard = Guard(settings, CPU, **how)
+    verdicts = [guard.judge(i, *torch.tensor(values)) for i, values in enumerate(steps)]
     return guard, [int(v) for v in verdicts]
 
 
 def end(guard: Guard) -> tuple[int, str] | None:
     stop = guard.stopped(wait=False)
+    assert guard.unlike == 0  # the device's verdicts are the host's
     return stop and (stop.step, stop.reason)
 
 
@@ -36,10 +38,10 @@ def end(guard: Guard) -> tuple[int, str] | None:
 
 
 @pytest.mark.parametrize("bad", [(NAN, 1.0), (INF, 1.0), (3.0, NAN), (3.0, INF)])
-def test_what_is_not_finite_ends_the_run_and_nothing_is_applied_any_more(bad):
-    guard, verdicts = judged(Guards(), [(3.0, 1.0), bad, (3.0, 1.0), (2.0, 1.0)])
-    assert verdicts == [0, 1, 1, 1]
-    assert end(guard) == (1, "the training loss or the gradient norm is not finite")
+def test_what_is_not_finite_is_not_applied_and_ends_the_run(bad):
+    guard, verdicts = judged(Guards(), [(3.0, 1.0), (3.0, 1.0), bad, (2.0, 1.0), bad])
+    assert verdicts == [0, 0, 1, 0, 1]  # nothing is kept of what comes after
+    assert end(guard) == (2, "the training loss or the gradient norm is not finite") and guard.steps == 3
 
 
 def test_a_smoothed_loss_that_rises_above_its_minimum_ends_the_run():
@@ -48,7 +50,7 @@ def test_a_smoothed_loss_that_rises_above_its_minimum_ends_the_run():
     guard, verdicts = judged(settings, [(3.0, 1.0), (2.0, 1.0), (7.89, 1.0)])
     assert verdicts == [0, 0, 0] and end(guard) is None
     guard, verdicts = judged(settings, [(3.0, 1.0), (2.0, 1.0), (7.91, 1.0), (2.0, 1.0)])
-    assert verdicts == [0, 0, 1, 1]
+    assert verdicts == [0, 0, 0, 0]
     reason = "the smoothed training loss 3.401 is more than divergence_rise = 0.5 above its minimum 2.9"
     assert end(guard) == (2, reason)
 
@@ -63,7 +65,7 @@ def test_a_norm_of_more_than_so_many_medians_is_a_spike(mode, refused):
     settings = Guards(on_divergence=mode, spike_norms=4.0)
     guard, verdicts = judged(settings, [*USUAL, (3.0, 4.0), (3.0, 4.01), (3.0, 1.0)])
     assert verdicts == [0] * NORMS + [0, refused, 0]
-    assert (guard.found["spikes"], guard.found["skipped"], end(guard)) == (1, refused, None)
+    assert end(guard) is None and (guard.spikes, guard.skipped) == (1, refused)
 
 
 def test_the_median_is_of_the_newest_applied_updates():
@@ -74,16 +76,20 @@ def test_the_median_is_of_the_newest_applied_updates():
 
 
 def test_before_there_are_enough_norms_none_is_a_spike_and_0_means_none():
-    few = [*USUAL[1:], (3.0, 1e6)]
-    assert judged(Guards(), few)[0].found["spikes"] == 0
-    assert judged(Guards(), [*USUAL, (3.0, 1e6)])[0].found["spikes"] == 1
-    assert judged(Guards(spike_norms=0.0), [*USUAL, (3.0, 1e6)])[0].found["spikes"] == 0
+    high = [(3.0, 1e6)]
+    for settings, steps, spikes in (
+        (Guards(), USUAL[1:] + high, 0),
+        (Guards(), USUAL + high, 1),
+        (Guards(spike_norms=0.0), USUAL + high, 0),
+    ):
+        guard, _ = judged(settings, steps)
+        assert end(guard) is None and guard.spikes == spikes
 
 
 def test_skipping_is_capped():
     bad = [(3.0, NAN), (3.0, 1.0)]
     guard, verdicts = judged(Guards(on_divergence="skip", max_skipped_steps=2), bad * 4)
-    assert verdicts == [1, 0, 1, 0, 1, 1, 1, 1]
+    assert verdicts == [1, 0] * 4
     reason = "3 updates were not finite or a spike, more than max_skipped_steps = 2"
     assert end(guard) == (4, reason)
 
@@ -91,8 +97,9 @@ def test_skipping_is_capped():
 def test_a_norm_that_is_not_finite_is_the_loss_scales_business_and_a_loss_is_not():
     for mode in ("abort", "skip"):
         guard, verdicts = judged(Guards(on_divergence=mode), [(3.0, INF), (3.0, NAN)], scaled=True)
-        assert verdicts == [0, 0] and guard.found["skipped"] == guard.found["spikes"] == 0
-        assert judged(Guards(on_divergence=mode), [(NAN, 1.0)], scaled=True)[1] == [1]
+        assert verdicts == [0, 0] and end(guard) is None and guard.skipped == guard.spikes == 0
+        guard, verdicts = judged(Guards(on_divergence=mode), [*USUAL, (3.0, INF), (NAN, 1.0)], scaled=True)
+        assert verdicts[-2:] == [0, 1] and (end(guard) is None) == (mode == "skip")
 
 
 def test_a_checkpoint_brings_all_back(tmp_path):
@@ -101,6 +108,7 @@ def test_a_checkpoint_brings_all_back(tmp_path):
     torch.save(guard.state_dict(), tmp_path / "guard.pt")
     other = Guard(settings, CPU)
     other.load_state_dict(torch.load(tmp_path / "guard.pt", weights_only=True))
+    assert other.state_dict() == guard.state_dict()
     assert other.judge(NORMS + 1, torch.tensor(3.0), torch.tensor(5.0)) == 1
     assert other.stopped(wait=True).step == NORMS + 1
 
@@ -160,7 +168,8 @@ def test_an_update_that_is_not_finite_leaves_no_trace(name, value, offloaded):
             step(number, micro_batch(number))
         pairs = zip(held(spoilt.model, spoilt.optimizer), held(clean.model, clean.optimizer), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-    assert spoilt.guard.found["skipped"] == 2 and clean.guard.found["skipped"] == 0
+    assert spoilt.guard.stopped(wait=True) is None and clean.guard.stopped(wait=True) is None
+    assert (spoilt.guard.skipped, clean.guard.skipped) == (2, 0)
 
 
 def test_off_applies_it():
@@ -169,13 +178,21 @@ def test_off_applies_it():
     assert not all(p.isfinite().all() for p in step.parameters)
 
 
-def test_with_fp16_a_run_that_has_ended_is_not_trained_on():
+def test_with_fp16_a_loss_that_is_not_finite_is_not_applied_either(monkeypatch):
     step = step_of(precision="fp16", loss_scale=1.0)
     step(0, micro_batch(1))
-    step.guard.judge(1, torch.tensor(NAN), torch.tensor(1.0))
-    before = held(step.model, step.optimizer)
-    step(2, micro_batch(2))
+    before, whole = held(step.model, step.optimizer), step._forward_backward
+    monkeypatch.setattr(step, "_forward_backward", lambda *args: whole(*args) * NAN)
+    step(1, micro_batch(2))
     assert all(torch.equal(a, b) for a, b in zip(before, held(step.model, step.optimizer), strict=True))
+    assert step.guard.stopped(wait=True).step == 1 and step.loss_scale.skipped == 0
+
+
+def test_many_steps_between_two_looks_are_all_seen():
+    steps = [(3.0 - i / 1000, 1.0) for i in range(2 * GATHERED + 5)]
+    guard, _ = judged(Guards(), [*steps, (3.0, NAN)])
+    assert end(guard) == (2 * GATHERED + 5, REASON)
+    assert guard.steps == 2 * GATHERED + 6
 
 
 @pytest.mark.parametrize("mode", ["abort", "skip"])
@@ -275,6 +292,15 @@ def test_a_guard_that_is_left_out_is_told_by_the_ledger(lab, monkeypatch):
     line = ledger(lab.train())["on_divergence"]
     assert line["in_effect"] == "0 updates judged, 0 skipped, 0 spikes" and not line["agrees"]
     assert ledger(lab.train(run="off", on_divergence="off"))["on_divergence"]["agrees"]
+
+
+def test_a_device_that_judges_otherwise_is_told_by_the_ledger(lab, poison, monkeypatch):
+    """The updates of two steps are applied that should not be; then all is NaN, in a third one too."""
+    poison(3, 4)
+    monkeypatch.setattr(guards, "_is_not_finite", lambda x: torch.zeros_like(x).bool())
+    line = ledger(lab.train(on_divergence="skip"))["on_divergence"]
+    assert "3 of them others than they should" in line["how"]
+    assert not line["agrees"]
 
 
 def test_an_interrupted_run_skips_the_same_updates(lab, monkeypatch):
