@@ -100,6 +100,8 @@ def test_a_norm_that_is_not_finite_is_the_loss_scales_business_and_a_loss_is_not
         assert verdicts == [0, 0] and end(guard) is None and guard.skipped == guard.spikes == 0
         guard, verdicts = judged(Guards(on_divergence=mode), [*USUAL, (3.0, INF), (NAN, 1.0)], scaled=True)
         assert verdicts[-2:] == [0, 1] and (end(guard) is None) == (mode == "skip")
+    steps = [*USUAL, *[(3.0, INF)] * NORMS, (3.0, 11.0)]  # such norms do not count for the median
+    assert judged(Guards(on_divergence="skip"), steps, scaled=True)[1][-1] == 1
 
 
 def test_a_checkpoint_brings_all_back(tmp_path):
@@ -191,6 +193,7 @@ def test_with_fp16_a_loss_that_is_not_finite_is_not_applied_either(monkeypatch):
 def test_many_steps_between_two_looks_are_all_seen():
     steps = [(3.0 - i / 1000, 1.0) for i in range(2 * GATHERED + 5)]
     guard, _ = judged(Guards(), [*steps, (3.0, NAN)])
+    assert len(guard._pending) == 6  # the others are in two tensors
     assert end(guard) == (2 * GATHERED + 5, REASON)
     assert guard.steps == 2 * GATHERED + 6
 
