@@ -211,6 +211,36 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Guards:
+    on_divergence: str = setting(
+        "abort",
+        "abort: a loss or gradient that is not finite, or a loss that rises, ends the run; skip: updates that are "
+        "not finite or a spike are skipped and counted first; off: train on",
+        choices=("abort", "skip", "off"),
+    )
+    divergence_rise: float = setting(
+        2.0,
+        "rise of the smoothed training loss above its minimum that ends the run; 0: any is let be",
+        unit="nats",
+        at_least=0,
+        only_if={"on_divergence": ("abort", "skip")},
+    )
+    spike_norms: float = setting(
+        10.0,
+        "a gradient norm above this many times the median of those before it is a spike; 0: none is",
+        at_least=0,
+        only_if={"on_divergence": ("abort", "skip")},
+    )
+    max_skipped_steps: int = setting(
+        10,
+        "skipped updates after which one more ends the run",
+        unit="steps",
+        at_least=1,
+        only_if={"on_divergence": ("skip",)},
+    )
+
+
+@dataclass(frozen=True)
 class Parallel:
     processes: int = setting(
         0, "processes of the run; 0: as many as were launched (the pipeline starts 1)", at_least=0
@@ -357,6 +387,7 @@ class Config:
     optimizer: Optimizer
     schedule: Schedule
     training: Training
+    guards: Guards
     parallel: Parallel
     memory: Memory
     compile: Compile

@@ -1,11 +1,13 @@
 """Evaluation: the mean loss over every token of a split, each predicted exactly once.
 
-`python -m engine.evaluate RUN_DIRECTORY SPLIT OUTPUT.json` scores a finished run's final model.
+`python -m engine.evaluate RUN_DIRECTORY SPLIT OUTPUT.json` scores a finished run's final model; a diverged run has
+none, and OUTPUT.json says so.
 """
 
 import argparse
 import importlib
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -14,10 +16,10 @@ from engine import compiling, parallel
 from engine.config import Config, Parallel, load
 from engine.data.batches import IGNORED, eval_batches
 from engine.data.prepare import open_tokens
-from engine.errors import ConfigError, command
+from engine.errors import command
 from engine.models import MODELS
 from engine.objectives import NextToken
-from engine.rundir import write_json
+from engine.rundir import outcome, write_json
 from engine.step import autocast
 
 
@@ -80,22 +82,23 @@ def main() -> None:
     parser.add_argument("split", choices=("train", "validation", "test"))
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
-    if not (arguments.directory / "metrics.json").exists():
-        raise ConfigError(
-            "no metrics.json: the run is not complete, so there is no final model to score",
-            str(arguments.directory),
+    metrics = outcome(arguments.directory)
+    of = {key: metrics[key] for key in ("status", "study", "run", "seed", "config_sha256")}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if metrics["status"] == "diverged":
+        write_json(arguments.output, {**of, "split": arguments.split, "reason": metrics["reason"]})
+        print(
+            f"{arguments.directory} diverged: there is no final model to score", file=sys.stderr, flush=True
         )
+        return
     config = load(arguments.directory / "config.toml")
     tokens = open_tokens(config.tokens_directory, config.data)
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
     model = final_model(arguments.directory, config, tokens.meta["vocabulary_size"]).to(ranks.device)
     loss, count = mean_loss(model, getattr(tokens, arguments.split), config, ranks)
     per_token = tokens.bytes_per_token(arguments.split)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        arguments.output,
-        {"split": arguments.split, "tokens": count, **figures(loss, per_token, arguments.split)},
-    )
+    found = {"split": arguments.split, "tokens": count, **figures(loss, per_token, arguments.split)}
+    write_json(arguments.output, {**of, **found})
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ in a row double it. The norm is over all ranks, so all ranks skip the same steps
 
 import torch
 
+from engine.guards import step_unless
 from engine.ledger import Line
 
 GROWTH, BACKOFF, GROWTH_STEPS = 2.0, 0.5, 2000  # as torch.amp.GradScaler
 
 
 class LossScale:
-    """The scale, and how many of the `steps` so far were skipped.
-
-    Torch's fused optimizers skip on the device, without a host sync.
-    """
+    """The scale, and how many of the `steps` so far were skipped."""
 
     def __init__(self, initial: float, device: torch.device):
         self.scale = torch.tensor(initial, dtype=torch.float32, device=device)
@@ -29,18 +27,12 @@ class LossScale:
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, self.scale.reciprocal())
 
-    def step(self, optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor) -> None:
-        """`optimizer.step()` unless `grad_norm` is not finite; then adapt the scale.
-
-        An optimizer that cannot skip on the device (adamw8bit) costs one host sync.
-        """
+    def step(
+        self, optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor, refused: torch.Tensor | None = None
+    ) -> None:
+        """`optimizer.step()` unless `grad_norm` is not finite, or a guard has `refused` it; then adapt the scale."""
         not_finite = (~grad_norm.isfinite()).to(torch.float32)
-        if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's fused kernels
-            optimizer.found_inf = not_finite
-            optimizer.step()
-            del optimizer.found_inf
-        elif not not_finite.item():
-            optimizer.step()
+        step_unless(not_finite if refused is None else torch.maximum(not_finite, refused), optimizer)
         self.steps += 1
         self.skipped += not_finite.to(torch.int64)
         torch._amp_update_scale_(self.scale, self._good_steps, not_finite, GROWTH, BACKOFF, GROWTH_STEPS)

@@ -54,6 +54,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *gradient_sums.lines(
             model.gradient_sums, config.training.gradient_sums, seen.operations.counts, seen.accumulation
         ),
+        *run.step.guard.lines(run.steps_taken),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
         *seen.loss,
@@ -165,7 +166,7 @@ def attention(config: Config, seen: Observed) -> list[Line]:
 
 
 def data(config: Config, tokens, order, steps_taken: int) -> list[Line]:
-    """The data set and its tokens, the seed of their order, and how many were consumed."""
+    """The data set and its tokens, the seed of their order, and how many steps and tokens were consumed."""
     meta = tokens.meta
     train = meta["splits"]["train"]
     consumed = steps_taken * config.training.batch_size * config.model.context
@@ -184,6 +185,13 @@ def data(config: Config, tokens, order, steps_taken: int) -> list[Line]:
             meta["tokenizer"],
             "meta.json of the token files",
             meta["tokenizer"] == config.data.tokenizer,
+        ),
+        Line(
+            "steps",
+            str(config.training.steps),
+            str(steps_taken),
+            "batches that the loop was given",
+            steps_taken == config.training.steps,
         ),
         Line(
             "seed",

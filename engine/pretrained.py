@@ -15,6 +15,7 @@ from engine.config import Model, load
 from engine.errors import ConfigError
 from engine.ledger import Line
 from engine.models import gpt2
+from engine.rundir import outcome
 
 WEIGHTS = "model.safetensors"
 VOCABULARY_ROWS = ("token_embedding.weight", "head.weight")
@@ -107,9 +108,11 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
 
 def finished(directory: Path):
     """The configuration of a finished run. Raises ConfigError if it is not complete."""
-    if not (directory / "metrics.json").exists():
+    metrics = outcome(directory)
+    if metrics["status"] != "complete":
         raise ConfigError(
-            "no metrics.json: the run is not complete, so there is no final model", str(directory)
+            f"the run has {metrics['status']} at step {metrics['step']}, so there is no final model",
+            str(directory),
         )
     return load(directory / "config.toml")
 

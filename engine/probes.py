@@ -75,7 +75,7 @@ class Recorder:
             "peak_memory_gib",
             *self.norm_columns,
         ]
-        self.table = Table(directory / "steps.csv", columns)
+        self.table = Table(directory / "steps.csv", columns, every_step=True)
         self._pending: list[tuple] = []
         self._start = None
 

@@ -4,14 +4,17 @@
         config.toml  ledger.json  env.json  events.jsonl  steps.csv  evals.csv  metrics.json  model.safetensors
         and, of a run with profile_steps, trace.json.gz  profile.json
 
-`metrics.json` is written last: a directory without it is an incomplete run.
+`metrics.json` is written last and removed first: a directory without it is an incomplete run. It says whose it is;
+of a run that a guard stopped it says that and no more, and there is no model.
 """
 
 import contextlib
 import csv
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import tomli_w
@@ -40,6 +43,32 @@ def only_writer(directory: Path):
         yield
 
 
+def identity(config: Config) -> dict:
+    """Whose figures a file holds: study, run, seed, and a hash of the settings that were asked for."""
+    r = config.run
+    settings = hashlib.sha256(toml(config).encode()).hexdigest()
+    return {"study": r.study, "run": r.run, "seed": r.seed, "config_sha256": settings}
+
+
+def outcome(directory: Path) -> dict:
+    """metrics.json of a run that ended, complete or diverged. Raises ConfigError if it did not."""
+    try:
+        return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            "no metrics.json: the run is not complete, so there is no final model", str(directory)
+        ) from None
+
+
+def make_anew(directory: Path) -> None:
+    """Make the directory with nothing in it but an empty events.jsonl; what looks complete goes first."""
+    if directory.exists():
+        (directory / "metrics.json").unlink(missing_ok=True)
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    (directory / "events.jsonl").touch()
+
+
 def write_json(path: Path, value) -> None:
     """Write `value` whole or not at all."""
     partial = path.with_name(path.name + ".partial")
@@ -54,21 +83,45 @@ def append_event(directory: Path, event: str, **details) -> None:
 
 
 class Table:
-    """An append-only CSV file with fixed columns; floats are written exactly (shortest repr)."""
+    """An append-only CSV file with fixed columns, `step` among them; floats are written exactly (shortest repr).
 
-    def __init__(self, path: Path, columns: list[str]):
-        self.path, self.columns = path, columns
+    Steps only go up; with `every_step` from 0 by 1.
+    """
+
+    def __init__(self, path: Path, columns: list[str], *, every_step: bool = False):
+        self.path, self.columns, self.every_step = path, columns, every_step
         if not path.exists():
             self._write("w", [columns])
+        rows = self.read()
+        self._last, self._size = int(rows[-1]["step"]) if rows else -1, path.stat().st_size
 
     def _write(self, mode: str, rows: list[list]) -> None:
         with self.path.open(mode, newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
+        self._size = self.path.stat().st_size
 
     def append(self, rows: list[dict]) -> None:
-        """Add `rows`; a missing or None value is an empty cell."""
-        cells = [["" if row.get(c) is None else row[c] for c in self.columns] for row in rows]
-        self._write("a", cells)
+        """Add `rows`; a missing or None value is an empty cell.
+
+        Raises RuntimeError, and adds nothing, for a step that does not follow and for a file that another writes too.
+        """
+        size, last = self.path.stat().st_size, self._last
+        if size != self._size:
+            raise RuntimeError(
+                f"{self.path}: another process writes it: {size} bytes, {self._size} are this one's"
+            )
+        for row in rows:
+            if row["step"] <= last or (self.every_step and row["step"] != last + 1):
+                raise RuntimeError(f"{self.path}: step {row['step']} does not follow step {last}")
+            last = row["step"]
+        self._write("a", [["" if row.get(c) is None else row[c] for c in self.columns] for row in rows])
+        self._last = last
+
+    def cut(self, last: int) -> None:
+        """Remove the rows after step `last`."""
+        rows = [row for row in self.read() if int(row["step"]) <= last]
+        self._write("w", [self.columns, *([row[c] for c in self.columns] for row in rows)])
+        self._last = int(rows[-1]["step"]) if rows else -1
 
     def read(self) -> list[dict]:
         """All rows, as text."""

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 
 from engine import parallel, titan
-from engine.config import Schedule, Training
+from engine.config import Guards, Schedule, Training
 from engine.data.batches import IGNORED
+from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
 from engine.profiling import part
 from engine.schedule import lr_scale
@@ -26,6 +27,7 @@ class Step:
         training: Training,
         schedule: Schedule,
         lr: float,
+        guards: Guards = Guards(),  # noqa: B008  frozen
         keep_gradients: bool = False,
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
@@ -40,12 +42,13 @@ class Step:
         self.loss_scale = (
             LossScale(training.loss_scale, ranks.device) if training.precision == "fp16" else None
         )
+        self.guard = Guard(guards, ranks.device, scaled=training.precision == "fp16")
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
 
     @property
-    def stateful(self) -> dict[str, LossScale]:
+    def stateful(self) -> dict[str, LossScale | Guard]:
         """What a checkpoint must hold besides weights, optimizer and random states."""
-        return {"loss_scale": self.loss_scale} if self.loss_scale else {}
+        return {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return it."""
@@ -82,15 +85,18 @@ class Step:
         if self.sums:
             self.sums.exchange()
         with part("optimizer"):
-            grad_norm = self._update()
-        sums = parallel.total(sums)
+            grad_norm = self._clip()
+            # Summed too, so that all ranks come to one verdict even where one rank's own norm is not finite.
+            sums = parallel.total(torch.cat([sums, grad_norm[None]]))
+            loss, grad_norm = sums[0] / count, sums[-1] / self.ranks.data_size
+            self._update(step, loss, grad_norm)
         forwards = len(micro_batches) * self.ranks.data_size
         return {
             "lr": lr,
-            "train_loss": sums[0] / count,
+            "train_loss": loss,
             "grad_norm": grad_norm,
             "targets": count,
-            "activation_norms": (sums[1:] / forwards).sqrt(),
+            "activation_norms": (sums[1:-1] / forwards).sqrt(),
         }
 
     def _forward_backward(self, inputs, targets, factor: torch.Tensor) -> torch.Tensor:
@@ -105,17 +111,22 @@ class Step:
             loss.backward()
         return torch.stack([loss.detach(), *(n.square() for n in norms)])
 
-    def _update(self) -> torch.Tensor:
-        """Clip, step and clear the gradients; return their norm before clipping."""
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradients; return their norm before clipping."""
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
-        grad_norm = titan.clip_gradients(self.parameters, self.training.clip_norm)
+        return titan.clip_gradients(self.parameters, self.training.clip_norm)
+
+    def _update(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+        """Apply the gradients, unless the guard is against it, and clear them."""
+        refused = self.guard.judge(step, loss, grad_norm) if self.guard.active else None
         if self.loss_scale:
-            self.loss_scale.step(self.optimizer, grad_norm)
+            self.loss_scale.step(self.optimizer, grad_norm, refused)
+        elif refused is not None:
+            step_unless(refused, self.optimizer)
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
-        return grad_norm
 
 
 def autocast(precision: str, device: torch.device):

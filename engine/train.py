@@ -6,16 +6,22 @@
 Settings are checked before torch is imported. It writes into results/<study>/<run>-<seed>/ (engine/rundir.py) and
 prints one JSON line an interval. It must not know about studies, DVC or charts.
 
-Exit status: 0 complete, 2 a user's mistake, 3 out of memory, 1 anything else.
+Exit status: 0 complete, 2 a user's mistake, 3 out of memory, 4 diverged (engine/guards.py), 1 anything else. Under
+torchrun it is each process's own; torchrun's is 1.
 """
 
+import os
 import sys
 
 from engine import runtime
 from engine.config import load
 from engine.errors import ConfigError, command
 
-OUT_OF_MEMORY = 3
+OUT_OF_MEMORY, DIVERGED = 3, 4
+WHAT_NEXT = (
+    "a lower lr, more warmup_steps or a smaller clip_norm often helps; on_divergence = 'skip' leaves out spiking "
+    "updates, 'off' trains on"
+)
 
 
 @command
@@ -31,11 +37,15 @@ def main() -> None:
     from engine.launch import tokens_for
 
     tokens = tokens_for(config)
-    from engine import ladder
+    from engine import guards, ladder
     from engine.trainer import run  # torch is imported from here on
 
     try:
         run(config, tokens)
+    except guards.Diverged as end:
+        if os.environ.get("RANK", "0") == "0":  # all processes come to the same end
+            print(f"diverged {end}. {config.directory} says so; {WHAT_NEXT}", file=sys.stderr, flush=True)
+        sys.exit(DIVERGED)
     except Exception as error:
         if not ladder.is_out_of_memory(error):
             raise

@@ -7,7 +7,6 @@ change the weights a run starts from.
 
 import contextlib
 import importlib
-import shutil
 import time
 
 import torch
@@ -17,6 +16,7 @@ from engine import (
     checkpoint,
     compiling,
     float8,
+    guards,
     ladder,
     losses,
     observed,
@@ -33,6 +33,7 @@ from engine.environment import describe
 from engine.errors import ConfigError
 from engine.evaluate import figures, mean_loss
 from engine.gradient_sums import GradientSums
+from engine.guards import Diverged
 from engine.ledger import as_dict
 from engine.memory import StepMemory, apply_activation_checkpointing
 from engine.models import MODELS
@@ -56,7 +57,7 @@ def run(config: Config, tokens: Tokens) -> None:
         writer = rundir.only_writer(config.directory) if ranks.is_first else contextlib.nullcontext()
         with writer:
             ladder.run_with_ladder(
-                config, lambda config, events: Trainer(config, tokens, ranks, events).train()
+                config, lambda used, events: Trainer(used, tokens, ranks, events, asked=config).train()
             )
     finally:
         parallel.stop()
@@ -128,9 +129,15 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 class Trainer:
     """One process's part of a run. Its public method is `train`."""
 
-    def __init__(self, config: Config, tokens: Tokens, ranks: parallel.Ranks, events: list[dict]):
-        """`events`: what happened to this run before, when it ran out of memory and was started again."""
+    def __init__(
+        self, config: Config, tokens: Tokens, ranks: parallel.Ranks, events: list[dict], *, asked: Config
+    ):
+        """`events`: what happened to this run before, when it ran out of memory and was started again.
+
+        asked: the configuration at first, of which `config` has what is left then.
+        """
         self.config, self.tokens, self.ranks, self.events = config, tokens, ranks, events
+        self.identity = rundir.identity(asked)
         t = config.training
         self.order = TrainOrder(tokens.train, config.model.context, t.batch_size, config.run.seed)
         self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
@@ -144,6 +151,7 @@ class Trainer:
             training=t,
             schedule=config.schedule,
             lr=config.optimizer.lr,
+            guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
         )
         self.memory = StepMemory(
@@ -163,7 +171,10 @@ class Trainer:
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
 
     def train(self) -> None:
-        """Run the steps that are left, then write what a complete run leaves."""
+        """Run the steps that are left, then write what a complete run leaves.
+
+        Raises Diverged, having written what such a run leaves.
+        """
         first = self._open_run_directory()
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
@@ -183,20 +194,25 @@ class Trainer:
             first_step=self.measured_step + 1,
             active=self.ranks.is_first,
         )
-        with self.collector, self.batches, self.profiler:
-            self._uncounted()
-            for batch in self.batches:
-                self._one_step(batch)
-                if self.profiler.step(batch.step):
-                    self._uncounted()
-                if batch.step == first:
-                    compiling.require_compiled(self.config.compile.compile)
-                self._between_steps(batch.step)
+        try:
+            with self.collector, self.batches, self.profiler:
+                self._uncounted()
+                for batch in self.batches:
+                    self._one_step(batch)
+                    if self.profiler.step(batch.step):
+                        self._uncounted()
+                    if batch.step == first:
+                        compiling.require_compiled(self.config.compile.compile)
+                    self._between_steps(batch.step)
+        except Diverged as end:
+            self._finish_diverged(end)
+            raise
         self._finish()
 
     def _between_steps(self, step: int) -> None:
-        """What is due after a step: collecting garbage, progress, evaluation, a checkpoint."""
+        """What is due after a step: collecting garbage, progress, evaluation, a checkpoint; first of all, the end."""
         self.collector.between_steps(step)
+        self._stop_if_diverged(step)
         if self._due(step, self.config.logging.log_interval):
             self._report(step)
         if self._due(step, self.config.evaluation.eval_interval):
@@ -205,6 +221,14 @@ class Trainer:
         if self._checkpoint_due(step):
             with self._timed("checkpoint_seconds"):
                 self._save_checkpoint(step)
+
+    def _stop_if_diverged(self, step: int) -> None:
+        """Raise Diverged if a guard has stopped the run: found out with the progress, and before anything is kept."""
+        keeps = self._due(step, self.config.evaluation.eval_interval) or self._checkpoint_due(step)
+        if step < self.measured_step or not (keeps or self._due(step, self.config.logging.log_interval)):
+            return  # the ledger is written from the measured step
+        if self.step.guard.active and (end := self.step.guard.stopped(wait=keeps)):
+            raise end
 
     def _due(self, step: int, interval: int) -> bool:
         return (step + 1) % interval == 0 or step + 1 == self.config.training.steps
@@ -232,10 +256,7 @@ class Trainer:
     def _open_run_directory(self) -> int:
         """Make the directory anew, or as it was at the newest checkpoint; return the first step to take."""
         if self.ranks.is_first:
-            if self.directory.exists():
-                shutil.rmtree(self.directory)
-            self.directory.mkdir(parents=True)
-            (self.directory / "events.jsonl").touch()
+            rundir.make_anew(self.directory)
         parallel.wait_for_all()
         done = 0
         if self.config.saving.checkpoint_interval:
@@ -357,6 +378,22 @@ class Trainer:
         on_gpu = self.ranks.device.type == "cuda"
         return torch.cuda.max_memory_reserved(self.ranks.device) if on_gpu else None
 
+    def _finish_diverged(self, end: Diverged) -> None:
+        """Write what a run leaves that a guard stopped: its rows until then, no model and no other figures."""
+        self._write_ledger()
+        if self.ranks.is_first:
+            self.recorder.flush()
+            for table in (self.recorder.table, self.evals):
+                table.cut(end.step)
+            outcome = {"step": end.step, "reason": end.reason}
+            rundir.append_event(self.directory, "diverged", **outcome)
+            counts = guards.counts(self.step.guard, self.step.loss_scale)
+            metrics = {"status": "diverged", **self.identity, **outcome, **counts}
+            rundir.write_json(self.directory / "metrics.json", metrics)
+            probes.progress_line(event="diverged", **outcome)
+        self.checkpoints.discard()
+        parallel.wait_for_all()  # no rank ends, and has the others stopped, before this is written
+
     def _finish(self) -> None:
         self._write_ledger()
         weights = full_weights(self.model)
@@ -376,6 +413,7 @@ class Trainer:
         peak = max(peaks) if peaks else _scaled(self.memory.peak_bytes, 2**30)
         return {
             "status": "complete",
+            **self.identity,
             "parameters": self.parameter_count,
             "steps": len(rows),
             "tokens": self._tokens_seen(len(rows) - 1),
@@ -388,6 +426,7 @@ class Trainer:
             "peak_reserved_gib": _scaled(self.reserved_bytes, 2**30),
             "eval_peak_memory_gib": _scaled(self.eval_peak_bytes, 2**30),
             "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
+            **guards.counts(self.step.guard, self.step.loss_scale),
             "train_seconds": sum(float(row["step_seconds"]) for row in rows),
             **self.seconds,
             "compile_seconds": compiling.proof().seconds,

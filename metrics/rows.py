@@ -1,7 +1,7 @@
 """Reads what the runs of one study left in its results directory, into frames and small dataclasses.
 
 The only reader of result files. Must not compute a metric, and must not let a number of an unfinished run
-out: such a run is listed with its state and the reason, nothing else.
+out: such a run is listed with its state and the reason, nothing else. What files must be is in `metrics.checks`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from metrics import checks
+from metrics.checks import ResultsError
 
 STEP_COLUMNS = ("step", "tokens_seen", "train_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second")
 EVAL_COLUMNS = ("step", "tokens_seen", "val_loss")
@@ -29,10 +32,6 @@ METRIC_KEYS = (
     "activation_mib",
 )
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
-
-
-class ResultsError(Exception):
-    """Results are missing or a file of theirs is malformed; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class RunSeed:
 
     run: str
     seed: int
-    state: str  # complete, missing, incomplete, failed
+    state: str  # complete, missing, incomplete, failed, diverged
     reason: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     test: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +93,7 @@ def read(directory: Path) -> Results:
     if not plan.is_file():
         raise ResultsError(f"{plan} is missing: there are no results here yet. Run `dvc repro` first.")
     study = _study(plan)
-    runs = tuple(_run_seed(directory, run, seed) for run in study.runs for seed in study.seeds)
+    runs = tuple(_run_seed(directory, study.name, run, seed) for run in study.runs for seed in study.seeds)
     done = [one for one in runs if one.state == "complete"]
     steps = [_rows(directory, one, "steps.csv", STEP_COLUMNS) for one in done]
     evals = [_rows(directory, one, "evals.csv", EVAL_COLUMNS) for one in done]
@@ -131,23 +130,38 @@ def _study(path: Path) -> Study:
     return Study(name=raw["study"], seeds=tuple(raw["seeds"]), **values)
 
 
-def _run_seed(directory: Path, run: str, seed: int) -> RunSeed:
+def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
     home = directory / f"{run}-{seed}"
     if not home.is_dir():
         return RunSeed(run, seed, "missing", "has not run")
     if not (home / "metrics.json").is_file():
         return RunSeed(run, seed, "incomplete", "interrupted or still running (no metrics.json)")
     metrics = _object(home / "metrics.json")
+    expected = {"study": study, "run": run, "seed": seed}
+    checks.require_identity(home / "metrics.json", metrics, expected)
+    plan = directory / "configs" / f"{run}-{seed}.toml"
+    if not checks.is_of(plan, metrics):
+        reason = f"its results are of other settings than {plan} has: run it again (`dvc repro`)"
+        return RunSeed(run, seed, "incomplete", reason)
     status = metrics.get("status")
     if status != "complete":
-        state = "failed" if status == "failed" else "incomplete"
+        state = status if status in ("failed", "diverged") else "incomplete"
         reason = metrics.get("reason") or metrics.get("error") or f"its status is {status!r}"
-        return RunSeed(run, seed, state, str(reason))
+        return RunSeed(
+            run,
+            seed,
+            state,
+            f"at step {metrics.get('step')}: {reason}" if state == "diverged" else str(reason),
+        )
     _check_numbers(home / "metrics.json", metrics, METRIC_KEYS)
     test_path = directory / "test" / f"{run}-{seed}.json"
     test = _object(test_path) if test_path.is_file() else {}
     if test:
+        mine = {key: metrics[key] for key in (*expected, "config_sha256") if key in metrics}
+        checks.require_identity(test_path, test, mine)
         _check_numbers(test_path, test, TEST_KEYS)
+    config = _config(home / "config.toml")
+    checks.require_identity(home / "config.toml", config, expected)
     return RunSeed(
         run,
         seed,
@@ -158,7 +172,7 @@ def _run_seed(directory: Path, run: str, seed: int) -> RunSeed:
         _ledger(home / "ledger.json"),
         _events(home / "events.jsonl"),
         _object(home / "env.json"),
-        _config(home / "config.toml"),
+        config,
     )
 
 
@@ -215,6 +229,8 @@ def _rows(directory: Path, one: RunSeed, name: str, columns: tuple[str, ...]) ->
         frame = frame.with_columns(pl.col(c).cast(_type(c)) for c in frame.columns)
     except pl.exceptions.PolarsError as error:
         raise ResultsError(f"{path} is not a table of numbers: {error}") from error
+    every = columns is STEP_COLUMNS
+    checks.require_order(path, frame["step"], every, one.metrics.get("steps") if every else None)
     return frame.select(pl.lit(one.run).alias("run"), pl.lit(one.seed).alias("seed"), pl.all())
 
 

@@ -3,7 +3,8 @@
     python -m stages.train results/<study>/configs/<run>-<seed>.toml
 
 Starts one process, or torchrun where the run asks for several. On a terminal the engine's JSON lines become a live
-progress bar; elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's.
+progress bar; elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's, but for
+a run that diverged: that is a result, and the other runs of the study go on.
 """
 
 import json
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine.config import load
 from engine.errors import ConfigError, command
+from engine.train import DIVERGED
 from stages import children
 
 
@@ -68,21 +70,32 @@ def parsed(line: str) -> dict:
     return fields if isinstance(fields, dict) else {}
 
 
+def is_divergence(line: str) -> bool:
+    """Whether the engine says that a guard stopped the run, and has written so."""
+    return parsed(line).get("event") == "diverged"
+
+
+def status(engine_status: int, diverged: bool) -> int:
+    """The stage's exit status; torchrun's is 1 whatever its processes' is."""
+    return 0 if diverged and engine_status in (DIVERGED, 1) else engine_status
+
+
 @command
 def main() -> None:
     if len(sys.argv) != 2:
         raise ConfigError("usage: python -m stages.train FILE.toml")
     path = sys.argv[1]
-    config = load(path)
+    config, said = load(path), []
     with children.start(
         launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
     ) as engine:
         try:
-            show(engine.stdout, Console(), f"{config.run.run}, seed {config.run.seed}", config.training.steps)
+            lines = (said.append(is_divergence(line)) or line for line in engine.stdout)
+            show(lines, Console(), f"{config.run.run}, seed {config.run.seed}", config.training.steps)
         except BaseException:
             engine.terminate()
             raise
-    sys.exit(engine.returncode)
+    sys.exit(status(engine.returncode, any(said)))
 
 
 if __name__ == "__main__":

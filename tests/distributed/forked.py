@@ -2,9 +2,10 @@
 
     forked.py RUNS.json
 
-RUNS.json: a list of {name, processes, file, stop_at, unspread}. With `stop_at` a process fails just before that step
-(0-based); with `unspread` the engine's own spreading does nothing. The exit statuses of each run's processes are
-written to exits.json, and what a process opened for writing, made, renamed or removed below results/ to
+RUNS.json: a list of {name, processes, file, stop_at, unspread, same_samples, poison}. With `stop_at` a process fails
+just before that step (0-based); with `unspread` the engine's own spreading does nothing; with `same_samples` every
+rank reads what the first one does; `poison` is what poisoned.py does in a rank. The exit statuses of each run's
+processes are written to exits.json, and what a process opened for writing, made, renamed or removed below results/ to
 writes-NAME-RANK.json. Each run's processes meet through a store on a port that the system chooses, as torchrun's do.
 """
 
@@ -13,6 +14,8 @@ import os
 import sys
 import traceback
 from pathlib import Path
+
+import poisoned
 
 # What a run imports late, so that no child has to.
 import torch._dynamo
@@ -26,9 +29,12 @@ import engine.models.gpt
 import engine.optimizers.adamw  # noqa: F401
 from engine import parallel, trainer
 from engine.config import load
+from engine.data.batches import TrainOrder
 from engine.errors import ConfigError
+from engine.guards import Diverged
 from engine.launch import tokens_for
 from engine.step import Step
+from engine.train import DIVERGED
 
 RESULTS = Path("results").absolute()
 writes: list[str] = []
@@ -58,12 +64,19 @@ def train(run: dict, config, tokens) -> int:
     Step.__call__ = call
     if run.get("unspread"):
         parallel.spread = lambda model, *_: model
+    if run.get("same_samples"):
+        own = TrainOrder.rank_slice
+        TrainOrder.rank_slice = lambda self, step, rank, world: own(self, step, 0, world)
+    if "poison" in run:
+        poisoned.install(run["name"], **run["poison"])
     sys.addaudithook(note)
     try:
         trainer.run(config, tokens)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except Diverged:
+        return DIVERGED
     except SystemExit as error:
         return error.code
     except BaseException:

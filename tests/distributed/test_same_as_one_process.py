@@ -62,6 +62,7 @@ OTHER = {
 OTHER_WAYS = {"other_tensor": (2, {**SPLIT, "micro_batch_size": 4})}
 # Gradients that do not go through autograd are exchanged by hand.
 FUSED = {"steps": 10, "precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"}
+SGD = {"steps": 10, "optimizer": "sgd", "lr": 0.1, "epsilon": 1e-8}  # momentum, and no Adam's epsilon
 # Interrupted before the last step, and resumed from the checkpoint before.
 RESUMED = {
     "resumed_fsdp": (2, SHARDED),
@@ -82,6 +83,7 @@ def plan(lab: Lab) -> list[dict]:
     runs += [run("other", 1, OTHER)]
     runs += [run(name, n, {**OTHER, **settings}) for name, (n, settings) in OTHER_WAYS.items()]
     runs += [run("fused", 1, FUSED), run("ddp_fused", 2, FUSED)]
+    runs += [run("sgd", 1, SGD), run("sgd_fsdp", 2, {**SGD, **SHARDED})]
     runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
     for name, (n, settings) in RESUMED.items():
         stopped = run(name, n, {**SHORT, **settings}, stop_at=3)
@@ -149,6 +151,12 @@ def test_gradients_summed_in_place_are_exchanged_too(trained):
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["sharding"]["in_effect"] == "ddp over 2 ranks"
     assert lines["gradient_sums"]["in_effect"] == "fused"
+
+
+def test_sgd_is_one_fused_kernel_over_shards_too(trained):
+    assert_same_numbers(trained.run("sgd"), trained.run("sgd_fsdp"))
+    line = ledger(trained.run("sgd_fsdp"))["optimizer_kernel"]
+    assert (line["in_effect"], line["agrees"]) == ("fused", True)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -81,6 +81,18 @@ def test_a_new_run_runs_alone(sandbox, first):
     assert trained == {"train@sgd-1"}, output
 
 
+def test_a_run_that_diverges_is_a_result_and_the_others_go_on(sandbox, first):
+    wild = "+runs.wild={optimizer: sgd, lr: 1.0e+30, clip_norm: 0.0}"
+    output = sandbox.run("dvc", "exp", "run", "-S", "study=tiny", "-S", wild)
+    assert {"train@wild-1", "eval@wild-1", "summarize"} <= ran(output), output
+    step = json.loads((sandbox.path / "results/tiny/wild-1/metrics.json").read_text())["step"]
+    assert re.search(
+        rf"\* wild: seed 1: diverged: at step {step}: the training loss or .* not finite", output
+    )
+    assert re.search(r"^ wild +0 .* diverged", output, re.M), output
+    assert re.search(r"^ own_lr +1 .* no verdict", output, re.M), output
+
+
 def test_a_hand_edit_of_params_is_refused_not_lost(sandbox, first):
     sandbox.experiment("study=tiny")
     params = sandbox.path / "params.yaml"

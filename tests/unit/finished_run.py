@@ -34,5 +34,5 @@ def write(directory: Path, vocabulary_size: int, **changes) -> GPT:
     directory.mkdir(parents=True)
     save_file(model.state_dict(), directory / "model.safetensors")
     (directory / "config.toml").write_text(rundir.toml(settings), encoding="utf-8")
-    rundir.write_json(directory / "metrics.json", {"status": "complete"})
+    rundir.write_json(directory / "metrics.json", {"status": "complete", **rundir.identity(settings)})
     return model

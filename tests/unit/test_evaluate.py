@@ -103,7 +103,12 @@ def test_the_final_model_scores_as_it_did_in_training(lab, monkeypatch):
 def test_the_test_split_is_whole_though_validation_was_cut(lab, monkeypatch):
     run = lab.train(eval_tokens=40)
     command(monkeypatch, run, "test", "test.json")
-    assert set(read_json(lab.directory / "test.json")) == {
+    found = read_json(lab.directory / "test.json")
+    identity = {"status", "study", "run", "seed", "config_sha256"}
+    assert {key: found.pop(key) for key in identity} == {
+        key: read_json(run / "metrics.json")[key] for key in identity
+    }
+    assert set(found) == {
         "split",
         "tokens",
         "test_loss",
@@ -128,7 +133,7 @@ def test_an_incomplete_run_is_not_scored(lab, monkeypatch, capsys):
     (run / "metrics.json").unlink()
     with pytest.raises(SystemExit, match="2"):
         command(monkeypatch, run, "test", "test.json")
-    assert "the run is not complete, so there is no final model to score" in capsys.readouterr().err
+    assert "the run is not complete, so there is no final model" in capsys.readouterr().err
     assert not (lab.directory / "test.json").exists()
 
 

@@ -1,5 +1,6 @@
 """A run's directory: one writer, whole files, and after a kill nothing that looks complete."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 from engine_runs import assert_same_weights, events, read_json, rows, untimed, weights
 
 from engine import rundir
+from engine.config import load
 from engine.errors import ConfigError
 
 FILES = [
@@ -161,12 +163,15 @@ def test_a_second_writer_is_refused_by_name_until_the_first_is_gone(lab, child):
     assert (directory / "metrics.json").exists()
 
 
-def test_the_command_refuses_with_its_message_and_status(lab, child):
+def test_the_command_refuses_with_its_message_and_status_and_the_first_ones_files_survive(lab, child):
+    run = lab.train(study="s", run="r")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
     holder = child(HOLD)
     assert holder.stdout.readline() == "held\n"
     done = lab.start("-m", "engine.train", lab.file(study="s", run="r"))
     assert done.returncode == 2 and f"process {holder.pid} is writing it" in done.stderr
     assert "Traceback" not in done.stderr
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 # --- a kill
@@ -194,6 +199,29 @@ def test_a_killed_run_looks_incomplete_and_a_rerun_resumes_it(lab, child):
     assert events(again) == [{"event": "resumed", "step": 20}]
     assert untimed(again / "steps.csv") == expected[0]
     assert_same_weights(weights(again), expected[1])
+
+
+@pytest.mark.parametrize("when", ["rmtree", "save_file"])
+def test_an_end_at_the_worst_moment_leaves_nothing_that_looks_complete(lab, monkeypatch, when):
+    """While the directory of an earlier, complete run is removed; and between the model and its figures."""
+    run = lab.train()
+    write = rundir.write_json
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def all_but_metrics(path, value):
+        if path.name == "metrics.json":
+            killed()
+        write(path, value)
+
+    if when == "rmtree":
+        monkeypatch.setattr(rundir.shutil, "rmtree", killed)
+    else:
+        monkeypatch.setattr(rundir, "write_json", all_but_metrics)
+    with pytest.raises(KeyboardInterrupt, match="^$"):
+        lab.train(steps=7)
+    assert (run / "model.safetensors").exists() and not (run / "metrics.json").exists()
 
 
 # --- files
@@ -229,6 +257,53 @@ def test_a_table_keeps_floats_exactly_and_what_is_missing_empty(tmp_path):
         and found[2]["loss"] == "nan"
     )
     assert [row["peak"] for row in found] == ["", "", "3"]
+
+
+@pytest.mark.parametrize(
+    ("every_step", "steps", "message"),
+    [
+        (True, [0, 2], "t.csv: step 2 does not follow step 0$"),
+        (True, [1], "step 1 does not follow step -1$"),
+        (False, [4, 4], "step 4 does not follow step 4$"),
+        (False, [4, 9, 5], "step 5 does not follow step 9$"),
+    ],
+)
+def test_a_table_takes_only_a_step_that_follows(tmp_path, every_step, steps, message):
+    table = rundir.Table(tmp_path / "t.csv", ["step"], every_step=every_step)
+    with pytest.raises(RuntimeError, match=message):
+        table.append([{"step": step} for step in steps])
+    assert table.read() == []
+    table.append([{"step": 0}, {"step": 1}])
+    again = rundir.Table(tmp_path / "t.csv", ["step"], every_step=every_step)
+    with pytest.raises(RuntimeError, match="step 1 does not follow step 1$"):
+        again.append([{"step": 1}])
+    again.cut(0)
+    again.append([{"step": 1}])
+    assert [row["step"] for row in again.read()] == ["0", "1"]
+
+
+def test_a_table_that_another_writes_too_is_told(tmp_path):
+    one, two = (rundir.Table(tmp_path / "t.csv", ["step"]) for _ in range(2))
+    one.append([{"step": 0}])
+    with pytest.raises(RuntimeError, match="t.csv: another process writes it: 7 bytes, 5 are this one's"):
+        two.append([{"step": 1}])
+    assert [row["step"] for row in one.read()] == ["0"]
+
+
+def test_a_run_says_whose_it_is_and_by_which_settings(lab):
+    run = lab.train(study="s", run="r", seed=5)
+    metrics, file = read_json(run / "metrics.json"), (run / "config.toml").read_bytes()
+    assert (metrics["study"], metrics["run"], metrics["seed"]) == ("s", "r", 5)
+    assert metrics["config_sha256"] == hashlib.sha256(file).hexdigest()
+    same, other = (rundir.identity(lab.config(study="s", run="r", seed=5, lr=lr)) for lr in (1e-3, 2e-3))
+    assert same["config_sha256"] == metrics["config_sha256"] != other["config_sha256"]
+
+
+def test_settings_written_and_read_again_are_the_same_text(lab):
+    """What the plan writes, and what the run says it was asked for."""
+    text = rundir.toml(lab.config(run="r", lr=3e-4, activation_norm_layers=[0, 1], on_divergence="skip"))
+    (lab.directory / "planned.toml").write_text(text, encoding="utf-8")
+    assert rundir.toml(load("planned.toml")) == text
 
 
 def test_events_are_one_json_object_a_line(tmp_path):
