@@ -146,7 +146,7 @@ def test_another_model_and_loss_are_split_right_too(trained, way):
 
 def test_gradients_summed_in_place_are_exchanged_too(trained):
     """The first step multiplies the same bits; later a weight's 16-bit copy may be rounded the other way."""
-    assert_same_numbers(trained.run("fused"), trained.run("ddp_fused"), rel=1e-4)
+    assert_same_numbers(trained.run("fused"), trained.run("ddp_fused"), rel=1e-3)
     lines = ledger(trained.run("ddp_fused"))
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["sharding"]["in_effect"] == "ddp over 2 ranks"

@@ -26,7 +26,7 @@ def step_of(**changes) -> Step:
     model = build_model(c, 256, ranks)
     how = {"training": c.training, "schedule": c.schedule, "guards": c.guards}
     optimizer = build_optimizer(model, c)
-    return Step(model, optimizer, ranks, lr=c.optimizer.lr, data_parallel="ddp", **how)
+    return Step(model, optimizer, ranks, lr=c.optimizer.lr, **how)
 
 
 def batch(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
