@@ -41,6 +41,16 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Proportion:
+    """A proportion with its 95 % binomial interval, of `count` things that were looked at."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One run against the baseline on one metric. Differences are run - baseline, in the metric's units."""
 
@@ -74,6 +84,23 @@ def mean_interval(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None, count)
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
     return Estimate(mean, quantile * _deviation(values) / math.sqrt(count), count)
+
+
+def proportion(mean: float, count: int) -> Proportion:
+    """Wilson's 95 % interval of the share `mean` among `count` independent things. Source: Wilson (1927).
+
+    Raises:
+        ValueError: `mean` is no share, or there is nothing that it could be one of.
+    """
+    if not 0 <= mean <= 1 or count < 1:
+        raise ValueError(
+            f"a proportion needs a share from 0 to 1 of at least one thing, got {mean} of {count}"
+        )
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    # At shares of exactly 0 and 1 the interval ends there; rounding would leave 1e-17.
+    return Proportion(mean, 0.0 if mean == 0 else centre - half, 1.0 if mean == 1 else centre + half, count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,70 +5,44 @@ Numbers only: `metrics.words` says them, `metrics.frames` lays them out. Must no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from metrics import statistics
+from metrics.measures import AXES, COSTS, METRICS, Metric
 from metrics.rows import Results, ResultsError, RunSeed
-from metrics.statistics import Comparison, Estimate, Ratio
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one number of a finished run is called, and where it is."""
-
-    label: str
-    unit: str
-    value: Callable[[RunSeed], float | None]
-    cost: bool = False  # shown as a ratio to the baseline
-
-    @property
-    def axis(self) -> str:
-        """The label with its unit, for an axis or a column head."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-
-def _metric(key: str, factor: float = 1.0) -> Callable[[RunSeed], float | None]:
-    return lambda one: None if one.metrics.get(key) is None else factor * one.metrics[key]
-
-
-def _test(key: str) -> Callable[[RunSeed], float | None]:
-    return lambda one: None if one.test.get(key) is None else float(one.test[key])
-
-
-METRICS = {
-    "test_loss": Metric("test loss", "nats/token", _test("test_loss")),
-    "test_perplexity": Metric("test perplexity", "", _test("test_perplexity")),
-    "test_bits_per_byte": Metric("test bits per byte", "bits/byte", _test("test_bits_per_byte")),
-    "val_loss": Metric("validation loss", "nats/token", _metric("val_loss")),
-    "best_val_loss": Metric("best validation loss", "nats/token", _metric("best_val_loss")),
-    "train_loss": Metric("training loss", "nats/token", _metric("train_loss")),
-    "tokens_per_second": Metric("speed", "tokens/s", _metric("tokens_per_second"), cost=True),
-    "step_milliseconds": Metric("step time", "ms", _metric("step_seconds_median", 1000), cost=True),
-    "peak_memory_gib": Metric("peak memory", "GiB", _metric("peak_memory_gib"), cost=True),
-    "activation_mib": Metric("activations kept", "MiB", _metric("activation_mib"), cost=True),
-}
-COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
+from metrics.statistics import Comparison, Estimate, Proportion, Ratio
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run over its seeds. `estimates` and `ratios` hold None for what was not measured."""
+    """One run over its seeds. `estimates` and `ratios` hold None for what was not measured.
+
+    A run that is invalid or not comparable has its numbers in `estimates`, and neither comparison nor ratios.
+    """
 
     run: str
     complete_seeds: tuple[int, ...]
-    state: str  # complete when any seed is, else missing, failed or incomplete
+    state: str  # complete when any seed is, else diverged, missing, failed or incomplete
     estimates: dict[str, Estimate | None]
     ratios: dict[str, Ratio | None]
     comparison: Comparison | None  # None for the baseline itself
     ledger: tuple[str, ...]  # what was requested and did not take effect
-    notes: tuple[str, ...]  # seeds without a result, unequal token counts
+    notes: tuple[str, ...]  # seeds without a result, what was not paired
+    not_comparable: tuple[str, ...] = ()  # why no figure of it is compared with the baseline
+    costs_not_comparable: tuple[str, ...] = ()  # why its costs are not, such as other hardware
+    invalid: tuple[str, ...] = ()  # what cannot be true of its rows
+    counts: dict[str, int] = field(default_factory=dict)  # in words, over its seeds; only what happened
+    proportions: dict[str, Proportion] = field(default_factory=dict)  # binomial intervals of accuracies
 
     @property
     def status(self) -> str:
         """A word or two for the verdict column."""
         if not self.complete_seeds:
             return self.state
+        if self.invalid:
+            return "invalid"
+        if self.not_comparable:
+            return "not comparable"
         if self.comparison is None:
             return "baseline"
         return self.comparison.verdict or "no verdict"
@@ -81,6 +55,7 @@ class Summary:
     results: Results
     metric: Metric
     runs: tuple[RunSummary, ...]
+    axis: str  # what the runs have equally much of, in words: "equal tokens"
 
     @property
     def complete(self) -> tuple[RunSummary, ...]:
@@ -100,7 +75,7 @@ def summarize(results: Results) -> Summary:
             f"study {study.name!r}: unknown metric {study.metric!r}; one of {', '.join(METRICS)}"
         )
     values = {name: seed_values(results, name) for name in METRICS}
-    comparisons = statistics.compare(values[study.metric], study.baseline, study.better)
+    comparisons = statistics.compare(values[study.metric], study.baseline, METRICS[study.metric].better)
     runs = []
     for run in study.runs:
         done = tuple(one for one in results.of(run) if one.state == "complete")
@@ -116,7 +91,7 @@ def summarize(results: Results) -> Summary:
             notes=_notes(results, run, study.metric),
         )
         runs.append(one)
-    return Summary(results, METRICS[study.metric], tuple(runs))
+    return Summary(results, METRICS[study.metric], tuple(runs), AXES[study.axis].words)
 
 
 def _state(results: Results, run: str) -> str:

@@ -48,6 +48,41 @@ def p_value(p: float | None) -> str:
     return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"  # noqa: PLR2004
 
 
+def headline(summary: Summary) -> str:
+    """The verdict of the whole study in a sentence: which runs are better, worse, the same, or undecided."""
+    study = summary.results.study
+    others = [run for run in summary.runs if run.run != study.baseline]
+    if not others:
+        return f"{study.baseline} is the only run: there is nothing to compare it with."
+    groups: dict[str, list[str]] = {}
+    for run in others:
+        groups.setdefault(run.status, []).append(run.run)
+    order = [status for status in HEADLINES if status in groups]
+    order += [status for status in groups if status not in HEADLINES]
+    parts = []
+    for status in order:
+        one, several = HEADLINES.get(status, (f"is {status}", f"are {status}"))
+        parts.append(f"{_listed(groups[status])} {one if len(groups[status]) == 1 else several}")
+    against = f"Against {study.baseline} on {summary.metric.label} at {summary.axis}"
+    return f"{against}, {'; '.join(parts)}."
+
+
+HEADLINES = {  # status: what is said of one run that has it, and of several
+    "better": ("is better", "are better"),
+    "worse": ("is worse", "are worse"),
+    "identical": ("is identical", "are identical"),
+    "inconclusive": ("is inconclusive", "are inconclusive"),
+    "no verdict": ("has no verdict", "have no verdict"),
+    "diverged": ("diverged", "diverged"),
+    "failed": ("failed", "failed"),
+    "missing": ("has not run", "have not run"),
+}
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def verdict_sentence(summary: Summary, run: RunSummary) -> str:
     """What can be said about one run against the baseline on the study's metric, in a sentence."""
     study, comparison = summary.results.study, run.comparison

@@ -17,10 +17,10 @@ from ruamel.yaml.error import YAMLError
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
+from metrics.measures import STUDY_METRICS
 
 PARAMS, DEFAULTS = Path("params.yaml"), Path("conf/defaults.yaml")
 STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "seeds": list, "runs": dict}
-METRICS = ("test_loss", "val_loss")  # lower is better
 PLANNED = ("study", "run", "seed")  # settings that the plan fills in
 STAMP = "_composed_"
 
@@ -46,8 +46,8 @@ def study_problems(study: dict) -> list[str]:
     runs, seeds = study["runs"], study["seeds"]
     if study["baseline"] not in runs:
         problems.append(f"baseline = {study['baseline']!r}: must be one of the runs {', '.join(runs)}")
-    if study["metric"] not in METRICS:
-        problems.append(f"metric = {study['metric']!r}: must be one of {', '.join(METRICS)}")
+    if study["metric"] not in STUDY_METRICS:
+        problems.append(f"metric = {study['metric']!r}: must be one of {', '.join(STUDY_METRICS)}")
     if not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
         problems.append(f"seeds = {seeds!r}: must be distinct whole numbers ≥ 0")
     problems += [
@@ -142,9 +142,7 @@ def main() -> None:
     changed = {
         k: v for k, v in base.items() if (tuple(v) if isinstance(v, list) else v) != SETTINGS[k].default
     }
-    write_json(
-        directory / "study.json", {**study, "better": "lower", "dataset": base["dataset"], "base": changed}
-    )
+    write_json(directory / "study.json", {**study, "dataset": base["dataset"], "base": changed})
     print(
         f"plan: study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds",
         file=sys.stderr,

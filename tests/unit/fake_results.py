@@ -32,7 +32,6 @@ def write_study(root: Path, seeds: tuple[int, ...] = (1, 2, 3), **changes: Any) 
         "question": "Does activation checkpointing change the result?",
         "baseline": "adamw",
         "metric": "test_loss",
-        "better": "lower",
         "seeds": list(seeds),
         "dataset": "stdlib",
         "runs": RUNS,
