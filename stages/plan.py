@@ -49,13 +49,13 @@ def study_problems(study: dict) -> list[str]:
         problems.append(f"baseline = {study['baseline']!r}: must be one of the runs {', '.join(runs)}")
     if study["metric"] not in STUDY_METRICS:
         problems.append(f"metric = {study['metric']!r}: must be one of {', '.join(STUDY_METRICS)}")
-    if study["axis"] not in AXES:
+    if study["axis"] not in list(AXES):
         problems.append(f"axis = {study['axis']!r}: must be one of {', '.join(AXES)}")
     if isinstance(study["frozen"], list):
         problems += [
             f"frozen: {name!r} is an unknown setting{nearest(str(name))}"
             for name in study["frozen"]
-            if name not in SETTINGS
+            if name not in list(SETTINGS)
         ]
     else:
         problems.append(f"frozen = {study['frozen']!r}: must be a list of settings")
@@ -89,7 +89,7 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
         problems += [
             f"runs.{name}.{key} = {own[key]!r}: {key} is frozen by the study, which has {shared[key]!r}"
             for key in study["frozen"]
-            if key in own and own[key] != shared[key]
+            if key in own and SETTINGS[key].typed(own[key]) != SETTINGS[key].typed(shared[key])
         ]
         mine, theirs = (_budget(study["axis"], one) for one in (shared | own, baseline))
         if mine != theirs:
