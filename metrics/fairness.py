@@ -174,7 +174,7 @@ def _machine(one: RunSeed, other: RunSeed) -> Iterator[str]:
 
 
 def _invalid(results: Results, run: str) -> tuple[str, ...]:
-    """What cannot be true: more memory than there is, rows out of order, figures that are not the rows'."""
+    """What cannot be true: more memory than there is, figures that are not the rows'."""
 
     def problems(one: RunSeed) -> Iterator[str]:
         peak, there_is = one.metrics["peak_memory_gib"], one.env.get("device_memory_gib")
@@ -182,20 +182,9 @@ def _invalid(results: Results, run: str) -> tuple[str, ...]:
             yield f"peak memory {peak:.4g} GiB, and its device has {there_is:.4g}"
         for name, frame in (("steps.csv", results.steps), ("evals.csv", results.evals)):
             own = frame.filter((pl.col("run") == run) & (pl.col("seed") == one.seed))
-            yield from _disorder(name, own)
             yield from _differences(name, own, one.metrics)
 
     return _each(results, run, problems)
-
-
-def _disorder(name: str, rows: pl.DataFrame) -> Iterator[str]:
-    """The first row whose step or tokens do not go on from the row before."""
-    for column in ("step", "tokens_seen"):
-        values = rows[column].to_list()
-        for before, after in zip(values, values[1:], strict=False):
-            if not after > before:
-                yield f"{name}: {column} {after} follows {before}, as if two runs had written it"
-                break
 
 
 def _differences(name: str, rows: pl.DataFrame, metrics: dict[str, Any]) -> Iterator[str]:

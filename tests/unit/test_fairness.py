@@ -236,17 +236,6 @@ def test_nothing_is_compared_with_an_invalid_baseline(results):
     assert of(study).not_comparable == ("the baseline is invalid",)
 
 
-def test_two_runs_that_wrote_one_file(results):
-    path = results / "sgd-2" / "steps.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:150], lines[1], *lines[150:]]) + "\n")
-    study = summarized(results)
-    assert of(study).invalid == (
-        "steps.csv: step 1 follows 149, as if two runs had written it (seed 2)",
-        "steps.csv: tokens_seen 4096 follows 610304, as if two runs had written it (seed 2)",
-    )
-
-
 @pytest.mark.parametrize(
     ("key", "problem"),
     [

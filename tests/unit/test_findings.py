@@ -72,7 +72,7 @@ def test_how_much_larger_a_micro_batch_fits(study):
         "no_technique": {"batch_size": 64},
     }
     results = study(runs)
-    peaks = {"small": 10.0, "full": 9.9, "larger": 10.3, "no_technique": 9.9}
+    peaks = {"small": 10.0, "full": 9.9, "larger": 10.3, "no_technique": 9.6}
     for run, peak in peaks.items():
         measured(results, run, peak_memory_gib=peak)
     assert found(results, "micro-batches") == [
