@@ -16,6 +16,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_steps(config),
         *_memory(config),
         *_gradient_sums(config),
+        *_evaluation(config),
         *_probes(config),
         *_names(config.run),
     ]
@@ -126,6 +127,18 @@ def _gradient_sums(c) -> list[Check]:
             f"gradient_sums = 'fused': not with {name} as it is: {why}",
         )
         for name, broken, why in cannot
+    ]
+
+
+def _evaluation(c) -> list[Check]:
+    wanted, stream = c.evaluation.eval_precision, c.model.residual_precision
+    return [
+        (
+            ("eval_precision", "residual_precision", "float8"),
+            wanted in ("fp32", "fp16") and (stream == "bf16" or c.training.float8),
+            f"eval_precision = {wanted!r}: a model with a bf16 residual stream or float8 layers is scored in bf16; "
+            "set eval_precision = 'bf16' for all runs",
+        ),
     ]
 
 

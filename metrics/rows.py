@@ -16,6 +16,7 @@ import polars as pl
 
 from metrics import checks
 from metrics.checks import ResultsError
+from metrics.measures import AXES
 
 STEP_COLUMNS = ("step", "tokens_seen", "train_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second")
 EVAL_COLUMNS = ("step", "tokens_seen", "val_loss")
@@ -42,11 +43,12 @@ class Study:
     question: str
     baseline: str
     metric: str
-    better: str
     seeds: tuple[int, ...]
     dataset: str
     runs: dict[str, dict[str, Any]]  # run -> setting -> value, differences from the base only
     base: dict[str, Any]
+    axis: str = "tokens"  # of metrics.measures.AXES: what every run has equally much of
+    frozen: tuple[str, ...] = ()  # settings that no run may change
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,18 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _study(path: Path) -> Study:
     raw = _object(path)
-    keys = ("study", "question", "baseline", "metric", "better", "seeds", "dataset", "runs", "base")
+    keys = ("study", "question", "baseline", "metric", "seeds", "dataset", "runs", "base")
     if absent := [key for key in keys if key not in raw]:
         raise ResultsError(f"{path} lacks {', '.join(absent)}: run the plan stage again (`dvc repro plan`).")
     if raw["baseline"] not in raw["runs"]:
         runs = ", ".join(raw["runs"])
         raise ResultsError(f"{path}: the baseline {raw['baseline']!r} is not one of its runs: {runs}")
-    if raw["better"] not in ("lower", "higher"):
-        raise ResultsError(f"{path}: better must be 'lower' or 'higher', got {raw['better']!r}")
+    axis = raw.get("axis", "tokens")
+    if axis not in AXES:
+        raise ResultsError(f"{path}: axis must be one of {', '.join(AXES)}, got {axis!r}")
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
-    return Study(name=raw["study"], seeds=tuple(raw["seeds"]), **values)
+    frozen = tuple(raw.get("frozen", ()))
+    return Study(name=raw["study"], seeds=tuple(raw["seeds"]), axis=axis, frozen=frozen, **values)
 
 
 def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -41,6 +42,16 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Proportion:
+    """A proportion with its 95 % binomial interval, of `count` things that were looked at."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One run against the baseline on one metric. Differences are run - baseline, in the metric's units."""
 
@@ -50,7 +61,7 @@ class Comparison:
     t: float | None = None
     p: float | None = None  # two-sided paired t-test
     p_holm: float | None = None  # the same, corrected for the number of runs compared
-    smallest_detectable: float | None = None  # with 80 % power at alpha 0.05
+    smallest_detectable: float | None = None  # with 80 % power at alpha 0.05 after Holm's correction
     verdict: str | None = None  # better, worse, inconclusive, identical; None with the reason
     reason: str = ""
 
@@ -76,6 +87,23 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, quantile * _deviation(values) / math.sqrt(count), count)
 
 
+def proportion(mean: float, count: int) -> Proportion:
+    """Wilson's 95 % interval of the share `mean` among `count` independent things. Source: Wilson (1927).
+
+    Raises:
+        ValueError: `mean` is no share, or there is nothing that it could be one of.
+    """
+    if not 0 <= mean <= 1 or count < 1:
+        raise ValueError(
+            f"a proportion needs a share from 0 to 1 of at least one thing, got {mean} of {count}"
+        )
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    # At shares of exactly 0 and 1 the interval ends there; rounding would leave 1e-17.
+    return Proportion(mean, 0.0 if mean == 0 else centre - half, 1.0 if mean == 1 else centre + half, count)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given. Source: Holm (1979)."""
     adjusted = [0.0] * len(p_values)
@@ -86,6 +114,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@cache
 def smallest_detectable_deviations(pairs: int, power: float = POWER, alpha: float = ALPHA) -> float:
     """Smallest true difference that a two-sided paired t-test of `pairs` pairs finds with the given power.
 
@@ -123,7 +152,7 @@ def paired_ratio(run: SeedValues, baseline: SeedValues) -> Ratio | None:
 
 
 def _paired_test(run: SeedValues, baseline: SeedValues) -> Comparison:
-    """One run against the baseline before Holm; `p_holm` and `verdict` are None still."""
+    """One run against the baseline before Holm; what depends on the other runs is None still."""
     seeds = tuple(sorted(run.keys() & baseline.keys()))
     if not seeds:
         return Comparison((), (), reason="no seed in common with the baseline")
@@ -135,7 +164,6 @@ def _paired_test(run: SeedValues, baseline: SeedValues) -> Comparison:
     if len(seeds) == 1:
         return Comparison(seeds, differences, estimate, reason="one seed gives no verdict")
     deviation = _deviation(differences)
-    smallest = deviation * smallest_detectable_deviations(len(seeds))
     if deviation > 0:
         t = estimate.mean / (deviation / math.sqrt(len(seeds)))
         p = float(2 * stats.t.sf(abs(t), len(seeds) - 1))
@@ -143,7 +171,16 @@ def _paired_test(run: SeedValues, baseline: SeedValues) -> Comparison:
         t, p = 0.0, 1.0
     else:  # the same non-zero difference in every seed
         t, p = math.copysign(math.inf, estimate.mean), 0.0
-    return Comparison(seeds, differences, estimate, t, p, smallest_detectable=smallest)
+    return Comparison(seeds, differences, estimate, t, p)
+
+
+def _smallest_detectable(comparison: Comparison, tested: int) -> float:
+    """The smallest true difference found with 80 % power when no other of the `tested` runs differs.
+
+    Holm holds the smallest of so many p-values against alpha / tested.
+    """
+    deviations = smallest_detectable_deviations(len(comparison.seeds), alpha=ALPHA / tested)
+    return _deviation(comparison.differences) * deviations
 
 
 def _verdict(comparison: Comparison, p_holm: float, better: str) -> str:
@@ -173,5 +210,10 @@ def compare(values: Mapping[str, SeedValues], baseline: str, better: str) -> dic
     tested = [run for run, test in tests.items() if test.p is not None]
     adjusted = holm([p for run in tested if (p := tests[run].p) is not None])
     for run, p_holm in zip(tested, adjusted, strict=True):
-        tests[run] = replace(tests[run], p_holm=p_holm, verdict=_verdict(tests[run], p_holm, better))
+        tests[run] = replace(
+            tests[run],
+            p_holm=p_holm,
+            smallest_detectable=_smallest_detectable(tests[run], len(tested)),
+            verdict=_verdict(tests[run], p_holm, better),
+        )
     return tests

@@ -5,70 +5,45 @@ Numbers only: `metrics.words` says them, `metrics.frames` lays them out. Must no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from metrics import statistics
+from metrics import fairness, statistics
+from metrics.fairness import Judgement, seeds_words
+from metrics.measures import AXES, COSTS, METRICS, Metric
 from metrics.rows import Results, ResultsError, RunSeed
-from metrics.statistics import Comparison, Estimate, Ratio
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one number of a finished run is called, and where it is."""
-
-    label: str
-    unit: str
-    value: Callable[[RunSeed], float | None]
-    cost: bool = False  # shown as a ratio to the baseline
-
-    @property
-    def axis(self) -> str:
-        """The label with its unit, for an axis or a column head."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-
-def _metric(key: str, factor: float = 1.0) -> Callable[[RunSeed], float | None]:
-    return lambda one: None if one.metrics.get(key) is None else factor * one.metrics[key]
-
-
-def _test(key: str) -> Callable[[RunSeed], float | None]:
-    return lambda one: None if one.test.get(key) is None else float(one.test[key])
-
-
-METRICS = {
-    "test_loss": Metric("test loss", "nats/token", _test("test_loss")),
-    "test_perplexity": Metric("test perplexity", "", _test("test_perplexity")),
-    "test_bits_per_byte": Metric("test bits per byte", "bits/byte", _test("test_bits_per_byte")),
-    "val_loss": Metric("validation loss", "nats/token", _metric("val_loss")),
-    "best_val_loss": Metric("best validation loss", "nats/token", _metric("best_val_loss")),
-    "train_loss": Metric("training loss", "nats/token", _metric("train_loss")),
-    "tokens_per_second": Metric("speed", "tokens/s", _metric("tokens_per_second"), cost=True),
-    "step_milliseconds": Metric("step time", "ms", _metric("step_seconds_median", 1000), cost=True),
-    "peak_memory_gib": Metric("peak memory", "GiB", _metric("peak_memory_gib"), cost=True),
-    "activation_mib": Metric("activations kept", "MiB", _metric("activation_mib"), cost=True),
-}
-COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
+from metrics.statistics import Comparison, Estimate, Proportion, Ratio
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run over its seeds. `estimates` and `ratios` hold None for what was not measured."""
+    """One run over its seeds. `estimates` and `ratios` hold None for what was not measured.
+
+    A run that is invalid or not comparable has its numbers in `estimates`, and neither comparison nor ratios.
+    """
 
     run: str
     complete_seeds: tuple[int, ...]
-    state: str  # complete when any seed is, else missing, failed or incomplete
+    state: str  # complete when any seed is, else diverged, missing, failed or incomplete
     estimates: dict[str, Estimate | None]
     ratios: dict[str, Ratio | None]
     comparison: Comparison | None  # None for the baseline itself
     ledger: tuple[str, ...]  # what was requested and did not take effect
-    notes: tuple[str, ...]  # seeds without a result, unequal token counts
+    notes: tuple[str, ...]  # seeds without a result, what was not paired
+    not_comparable: tuple[str, ...] = ()  # why no figure of it is compared with the baseline
+    costs_not_comparable: tuple[str, ...] = ()  # why its costs are not, such as other hardware
+    invalid: tuple[str, ...] = ()  # what cannot be true of its rows
+    counts: dict[str, int] = field(default_factory=dict)  # in words, over its seeds; only what happened
+    proportions: dict[str, Proportion] = field(default_factory=dict)  # binomial intervals of accuracies
 
     @property
     def status(self) -> str:
         """A word or two for the verdict column."""
         if not self.complete_seeds:
             return self.state
+        if self.invalid:
+            return "invalid"
+        if self.not_comparable:
+            return "not comparable"
         if self.comparison is None:
             return "baseline"
         return self.comparison.verdict or "no verdict"
@@ -81,6 +56,7 @@ class Summary:
     results: Results
     metric: Metric
     runs: tuple[RunSummary, ...]
+    axis: str  # what the runs have equally much of, in words: "equal tokens"
 
     @property
     def complete(self) -> tuple[RunSummary, ...]:
@@ -100,30 +76,72 @@ def summarize(results: Results) -> Summary:
             f"study {study.name!r}: unknown metric {study.metric!r}; one of {', '.join(METRICS)}"
         )
     values = {name: seed_values(results, name) for name in METRICS}
-    comparisons = statistics.compare(values[study.metric], study.baseline, study.better)
-    runs = []
-    for run in study.runs:
-        done = tuple(one for one in results.of(run) if one.state == "complete")
-        base = study.baseline
-        one = RunSummary(
-            run=run,
-            complete_seeds=tuple(one.seed for one in done),
-            state=_state(results, run),
-            estimates={name: _estimate(values[name][run]) for name in METRICS},
-            ratios={name: statistics.paired_ratio(values[name][run], values[name][base]) for name in COSTS},
-            comparison=comparisons.get(run),
-            ledger=ledger_differences(done),
-            notes=_notes(results, run, study.metric),
-        )
-        runs.append(one)
-    return Summary(results, METRICS[study.metric], tuple(runs))
+    judged = fairness.judge(results)
+    compared = {
+        run: own
+        for run, own in values[study.metric].items()
+        if run == study.baseline or not (judged[run].invalid or judged[run].not_comparable)
+    }
+    comparisons = statistics.compare(compared, study.baseline, METRICS[study.metric].better)
+    runs = tuple(_run_summary(results, run, values, comparisons.get(run), judged[run]) for run in study.runs)
+    return Summary(results, METRICS[study.metric], runs, AXES[study.axis].words)
+
+
+def _run_summary(
+    results: Results,
+    run: str,
+    values: dict[str, dict[str, dict[int, float]]],
+    comparison: Comparison | None,
+    judged: Judgement,
+) -> RunSummary:
+    study = results.study
+    done = tuple(one for one in results.of(run) if one.state == "complete")
+    has_ratios = not (judged.invalid or judged.not_comparable or judged.costs_not_comparable)
+    return RunSummary(
+        run=run,
+        complete_seeds=tuple(one.seed for one in done),
+        state=_state(results, run),
+        estimates={name: _estimate(values[name][run]) for name in METRICS},
+        ratios={
+            name: statistics.paired_ratio(values[name][run], values[name][study.baseline])
+            if has_ratios
+            else None
+            for name in COSTS
+        },
+        comparison=comparison,
+        ledger=ledger_differences(done),
+        notes=(*_notes(results, run, study.metric), *judged.notes),
+        not_comparable=judged.not_comparable,
+        costs_not_comparable=judged.costs_not_comparable,
+        invalid=judged.invalid,
+        counts=fairness.counts(done),
+        proportions=_proportions(done),
+    )
+
+
+def _proportions(seeds: tuple[RunSeed, ...]) -> dict[str, Proportion]:
+    """Binomial intervals of the metrics that are shares: mean over seeds, count of one seed's.
+
+    The seeds score the same examples, so all of them together are no larger sample of examples than one.
+    """
+    found = {}
+    for name, metric in METRICS.items():
+        if metric.count is None:
+            continue
+        shares = [value for one in seeds if (value := metric.value(one)) is not None]
+        counts = [int(count) for one in seeds if (count := metric.count(one)) is not None]
+        if shares and counts:
+            found[name] = statistics.proportion(sum(shares) / len(shares), min(counts))
+    return found
 
 
 def _state(results: Results, run: str) -> str:
-    """The run's state in a word; seeds that failed in different ways make it incomplete."""
+    """The run's state in a word; seeds that stopped in different ways make it diverged if one did, or incomplete."""
     states = {one.state for one in results.of(run)}
     if "complete" in states:
         return "complete"
+    if "diverged" in states:
+        return "diverged"
     return states.pop() if len(states) == 1 else "incomplete"
 
 
@@ -150,26 +168,15 @@ def ledger_differences(seeds: tuple[RunSeed, ...]) -> tuple[str, ...]:
                 words = f"{entry['what']}: requested {entry['requested']}, in effect {entry['in_effect']}"
                 found.setdefault(words, []).append(one.seed)
     everywhere = len(seeds)
-    return tuple(w if len(s) == everywhere else f"{w} ({_seeds(s)})" for w, s in found.items())
-
-
-def _seeds(seeds: list[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return tuple(w if len(s) == everywhere else f"{w} ({seeds_words(s)})" for w, s in found.items())
 
 
 def _notes(results: Results, run: str, metric: str) -> tuple[str, ...]:
-    """Seeds without a result and why; complete seeds without the study's metric; unequal training budgets."""
+    """Seeds without a result and why; complete seeds without the study's metric."""
     found: dict[str, list[int]] = {}
-    baseline = {one.seed: one for one in results.of(results.study.baseline)}
     for one in results.of(run):
         if one.state != "complete":
             found.setdefault(f"{one.state}: {one.reason}", []).append(one.seed)
-            continue
-        if METRICS[metric].value(one) is None:
+        elif METRICS[metric].value(one) is None:
             found.setdefault(f"has no {metric}", []).append(one.seed)
-        other = baseline.get(one.seed)
-        if other and other.state == "complete" and other.metrics["tokens"] != one.metrics["tokens"]:
-            tokens, others = one.metrics["tokens"], other.metrics["tokens"]
-            words = f"trained on {tokens:,} tokens, the baseline on {others:,}"
-            found.setdefault(words, []).append(one.seed)
-    return tuple(f"{_seeds(seeds)}: {words}" for words, seeds in found.items())
+    return tuple(f"{seeds_words(seeds)}: {words}" for words, seeds in found.items())

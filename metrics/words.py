@@ -48,12 +48,51 @@ def p_value(p: float | None) -> str:
     return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"  # noqa: PLR2004
 
 
+def headline(summary: Summary) -> str:
+    """The verdict of the whole study in a sentence: which runs are better, worse, the same, or undecided."""
+    study = summary.results.study
+    others = [run for run in summary.runs if run.run != study.baseline]
+    if not others:
+        return f"{study.baseline} is the only run: there is nothing to compare it with."
+    groups: dict[str, list[str]] = {}
+    for run in others:
+        groups.setdefault(run.status, []).append(run.run)
+    order = [status for status in HEADLINES if status in groups]
+    order += [status for status in groups if status not in HEADLINES]
+    parts = []
+    for status in order:
+        one, several = HEADLINES.get(status, (f"is {status}", f"are {status}"))
+        parts.append(f"{_listed(groups[status])} {one if len(groups[status]) == 1 else several}")
+    against = f"Against {study.baseline} on {summary.metric.label} at {summary.axis}"
+    return f"{against}, {'; '.join(parts)}."
+
+
+HEADLINES = {  # status: what is said of one run that has it, and of several
+    "better": ("is better", "are better"),
+    "worse": ("is worse", "are worse"),
+    "identical": ("is identical", "are identical"),
+    "inconclusive": ("is inconclusive", "are inconclusive"),
+    "no verdict": ("has no verdict", "have no verdict"),
+    "diverged": ("diverged", "diverged"),
+    "failed": ("failed", "failed"),
+    "missing": ("has not run", "have not run"),
+}
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def verdict_sentence(summary: Summary, run: RunSummary) -> str:
     """What can be said about one run against the baseline on the study's metric, in a sentence."""
     study, comparison = summary.results.study, run.comparison
     label = summary.metric.label
     if not run.complete_seeds:
         return f"{run.run} has no result ({'; '.join(run.notes)})."
+    if run.invalid:
+        return f"{run.run} is invalid: {'; '.join(run.invalid)}."
+    if run.not_comparable:
+        return f"{run.run} is not comparable with {study.baseline}: {'; '.join(run.not_comparable)}."
     if comparison is None:
         return f"{run.run} is the baseline."
     if comparison.verdict is None:
@@ -90,14 +129,36 @@ def cost_sentence(summary: Summary, run: RunSummary) -> str:
 
 
 def footnotes(summary: Summary) -> list[str]:
-    """Ledger differences, seeds without a result, the smallest difference these seeds could have shown."""
-    notes = [f"{run.run}: not as requested: {words}" for run in summary.runs for words in run.ledger]
-    notes += [f"{run.run}: {words}" for run in summary.runs for words in run.notes]
-    judged = [(run.run, run.comparison) for run in summary.complete if run.comparison]
-    notes += [f"{run}: no verdict: {comparison.reason}" for run, comparison in judged if comparison.reason]
-    for run, comparison in judged:
-        if comparison.smallest_detectable:  # 0 when every difference is the same
-            smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
-            seeds = len(comparison.seeds)
-            notes.append(f"{run}: {seeds} seeds could have shown (80 % power) a difference of {smallest}")
+    """What a table must not be read without: why runs are not compared, what did not go as asked, and the rest.
+
+    The same words about several runs are said once.
+    """
+    found: dict[str, list[str]] = {}
+    for run in summary.runs:
+        for words in _run_footnotes(summary, run):
+            found.setdefault(words, []).append(run.run)
+    return [f"{', '.join(runs)}: {words}" for words, runs in found.items()]
+
+
+def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
+    notes = [f"invalid: {words}" for words in run.invalid]
+    notes += [f"not comparable: {words}" for words in run.not_comparable]
+    notes += [f"costs not comparable: {words}" for words in run.costs_not_comparable]
+    notes += [f"not as requested: {words}" for words in run.ledger]
+    notes += run.notes
+    if run.counts:
+        notes.append(", ".join(f"{count} {what}" for what, count in run.counts.items()))
+    for name, share in run.proportions.items():
+        label = METRICS[name].label
+        notes.append(
+            f"{label}, 95 % binomial interval of {share.count:,} examples: {share.low:.4f} to {share.high:.4f}"
+        )
+    comparison = run.comparison if run.complete_seeds else None
+    if comparison and comparison.reason:
+        notes.append(f"no verdict: {comparison.reason}")
+    if comparison and comparison.smallest_detectable:  # 0 when every difference is the same
+        smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+        notes.append(
+            f"{len(comparison.seeds)} seeds could have shown (80 % power) a difference of {smallest}"
+        )
     return notes
