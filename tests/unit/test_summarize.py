@@ -17,13 +17,24 @@ def test_writes_every_file_and_prints_the_table(tmp_path, capsys):
     assert summarize.main([str(results), str(reports)]) == 0
     names = {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
     runs = {f"metrics/{run}.json" for run in ("adamw", "adamw-checkpointing", "sgd")}
-    assert names == runs | {"curves.csv", "bars.csv", "table.md", "table.csv", "report.html"}
+    charts = {"curves.csv", "validation.csv", "bars.csv", "trade_off.csv"}
+    assert names == runs | charts | {"table.md", "table.csv", "table.tex", "report.html"}
     row = json.loads((reports / "metrics" / "sgd.json").read_text())
     assert row["seeds"] == 3
     assert row["verdict"] == "worse"
     assert row["in_effect"] == "as requested"
     curves = list(csv.DictReader((reports / "curves.csv").read_text().splitlines()))
     assert len(curves) == 600  # 300 steps thinned to 200 in each of 3 runs
+    assert {"lr", "lr_low", "lr_high"} <= curves[0].keys()
+    validation = list(csv.DictReader((reports / "validation.csv").read_text().splitlines()))
+    assert [row["step"] for row in validation if row["run"] == "sgd"] == [
+        "50",
+        "100",
+        "150",
+        "200",
+        "250",
+        "300",
+    ]
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[:-1])) <= 110  # the last line is the report's path
     assert "identical" in printed
