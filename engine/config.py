@@ -318,6 +318,11 @@ class Evaluation:
         unit="tokens",
         at_least=0,
     )
+    eval_precision: str = setting(
+        "precision",
+        "dtype of the matrix products of an evaluation; precision: as in training. One for all runs of a study",
+        choices=("precision", "fp32", "bf16", "fp16"),
+    )
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@
 """
 
 import argparse
+import hashlib
 import importlib
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine import compiling, parallel
 from engine.config import Config, Parallel, load
-from engine.data.batches import IGNORED, eval_batches
+from engine.data.batches import IGNORED, eval_batches, eval_windows
 from engine.data.prepare import open_tokens
 from engine.errors import ConfigError, command
 from engine.models import MODELS
@@ -29,6 +31,7 @@ def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: in
     """
     e, context = config.evaluation, config.model.context
     tokens = tokens[: limit + 1] if limit else tokens
+    precision = config.training.precision if e.eval_precision == "precision" else e.eval_precision
     sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     was_training = model.training
     model.eval()
@@ -42,12 +45,31 @@ def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: in
             world=ranks.data_size,
         ):
             inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)  # noqa: PLW2901
-            with autocast(config.training.precision, ranks.device):
+            with autocast(precision, ranks.device):
                 loss, _ = model(inputs, targets)
             sums += torch.stack([loss.double(), (targets != IGNORED).sum().double()])
     model.train(was_training)
     loss, count = parallel.total(sums).tolist()
     return loss / count, int(count)
+
+
+def evaluation_sha256(tokens, config: Config, *, limit: int = 0) -> str:
+    """What `mean_loss` scores, in hex: the tokens, where their windows begin, and how long those are."""
+    tokens, context = tokens[: limit + 1] if limit else tokens, config.model.context
+    starts = eval_windows(len(tokens), context, config.evaluation.eval_stride or context)
+    digest = hashlib.sha256(f"{context} {len(tokens)} ".encode())
+    digest.update(starts.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(tokens, dtype="<u4").tobytes())
+    return digest.hexdigest()
+
+
+def evaluated(model, tokens, config: Config, *, limit: int = 0) -> dict[str, str]:
+    """What makes two evaluations the same: what was scored, and the dtype that the head's product had."""
+    dtype = str(model.loss.operand_dtype).removeprefix("torch.")
+    return {
+        "evaluation_sha256": evaluation_sha256(tokens, config, limit=limit),
+        "evaluation_precision": dtype,
+    }
 
 
 def figures(loss: float, bytes_per_token: float, prefix: str) -> dict[str, float]:
@@ -89,12 +111,18 @@ def main() -> None:
     tokens = open_tokens(config.tokens_directory, config.data)
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
     model = final_model(arguments.directory, config, tokens.meta["vocabulary_size"]).to(ranks.device)
-    loss, count = mean_loss(model, getattr(tokens, arguments.split), config, ranks)
+    scored = getattr(tokens, arguments.split)
+    loss, count = mean_loss(model, scored, config, ranks)
     per_token = tokens.bytes_per_token(arguments.split)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         arguments.output,
-        {"split": arguments.split, "tokens": count, **figures(loss, per_token, arguments.split)},
+        {
+            "split": arguments.split,
+            "tokens": count,
+            **figures(loss, per_token, arguments.split),
+            **evaluated(model, scored, config),
+        },
     )
 
 

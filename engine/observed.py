@@ -39,6 +39,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *placement.lines(run.model, config.parallel, seen.ranks),
         *batch(config, seen),
         *precision(config, seen),
+        *evaluation(config, run.evaluated_in),
         *loss_scale(config, run.step.loss_scale),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
@@ -46,7 +47,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *memory.lines(config, seen, run.memory),
         ladder.limit_line(config.memory, seen.ranks.device, run.memory.peak_bytes),
         *compiling.lines(config.compile, seen.operations.graph_replays),
-        *data(config, run.tokens, run.order, run.steps_taken),
+        *data(config, run.tokens, run.order, model.drawn_with, run.steps_taken),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
         *run.batches.lines(config.runtime.prefetch),
@@ -113,6 +114,16 @@ def precision(config: Config, seen: Observed) -> list[Line]:
     ]
 
 
+def evaluation(config: Config, dtype: torch.dtype | None) -> list[Line]:
+    """The dtype of the newest evaluation's product; no line before there was one."""
+    if dtype is None:
+        return []
+    asked = config.evaluation.eval_precision
+    wanted = config.training.precision if asked == "precision" else asked
+    how = "operands of the head's product in the newest evaluation"
+    return [Line("eval_precision", wanted, _name(dtype), how, dtype is DTYPES[wanted])]
+
+
 def loss_scale(config: Config, used) -> list[Line]:
     """The scale of an fp16 run; `used` is the step's engine.loss_scale.LossScale, or None."""
     if used:
@@ -150,8 +161,8 @@ def attention(config: Config, seen: Observed) -> list[Line]:
     return [Line("attention", wanted, used, how or "no SDPA kernel ran in one step", agrees)]
 
 
-def data(config: Config, tokens, order, steps_taken: int) -> list[Line]:
-    """The data set and its tokens, the seed of their order, and how many were consumed."""
+def data(config: Config, tokens, order, weights_seed: int, steps_taken: int) -> list[Line]:
+    """The data set and its tokens, the seeds of their order and of the weights, how many were consumed."""
     meta = tokens.meta
     train = meta["splits"]["train"]
     consumed = steps_taken * config.training.batch_size * config.model.context
@@ -160,8 +171,9 @@ def data(config: Config, tokens, order, steps_taken: int) -> list[Line]:
             "dataset",
             config.data.dataset,
             meta["dataset"],
-            f"sha256 of the training text {train['sha256_text'][:12]}; {train['tokens']} tokens, vocabulary "
-            f"{meta['vocabulary_size']}; {consumed} consumed = {consumed / train['tokens']:.2f} epochs",
+            f"sha256 of the training text {train['sha256_text'][:12]}, of its tokens {train['sha256_tokens'][:12]}; "
+            f"{train['tokens']} tokens, vocabulary {meta['vocabulary_size']}; {consumed} consumed = "
+            f"{consumed / train['tokens']:.2f} epochs",
             meta["dataset"] == config.data.dataset,
         ),
         Line(
@@ -171,11 +183,11 @@ def data(config: Config, tokens, order, steps_taken: int) -> list[Line]:
             "meta.json of the token files",
             meta["tokenizer"] == config.data.tokenizer,
         ),
-        Line(
-            "seed",
-            str(config.run.seed),
-            str(order.seed),
-            "the data order's own seed",
-            config.run.seed == order.seed,
-        ),
+        _seed(config.run.seed, order.seed, weights_seed),
     ]
+
+
+def _seed(wanted: int, order: int, weights: int) -> Line:
+    in_effect = str(order) if order == weights else f"{order} of the data order, {weights} of the weights"
+    how = "the data order's own seed, and the generator's that drew the initial weights"
+    return Line("seed", str(wanted), in_effect, how, wanted == order == weights)

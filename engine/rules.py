@@ -15,6 +15,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_batch(config),
         *_steps(config),
         *_memory(config),
+        *_evaluation(config),
         *_probes(config),
         *_names(config.run),
     ]
@@ -96,6 +97,18 @@ def _memory(c) -> list[Check]:
             ("activation_checkpointing", "compile"),
             mode == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
+        ),
+    ]
+
+
+def _evaluation(c) -> list[Check]:
+    wanted, stream = c.evaluation.eval_precision, c.model.residual_precision
+    return [
+        (
+            ("eval_precision", "residual_precision", "float8"),
+            wanted in ("fp32", "fp16") and (stream == "bf16" or c.training.float8),
+            f"eval_precision = {wanted!r}: a model with a bf16 residual stream or float8 layers is scored in bf16; "
+            "set eval_precision = 'bf16' for all runs",
         ),
     ]
 

@@ -27,11 +27,11 @@ from engine import (
     runtime,
 )
 from engine.config import Config
-from engine.data.batches import Prefetcher, TrainOrder
+from engine.data.batches import Drawn, Prefetcher, TrainOrder
 from engine.data.prepare import Tokens
 from engine.environment import describe
 from engine.errors import ConfigError
-from engine.evaluate import figures, mean_loss
+from engine.evaluate import evaluated, figures, mean_loss
 from engine.ledger import as_dict
 from engine.memory import StepMemory, apply_activation_checkpointing
 from engine.models import MODELS
@@ -95,6 +95,7 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks) -> 
     torch.manual_seed(config.run.seed)
     build = importlib.import_module(MODELS[m.model]).build
     model = build(m, vocabulary_size, config.logging.activation_norm_layers)
+    model.drawn_with = torch.initial_seed()  # the generator's own
     model.given_weights = pretrained.load_into(model, m) if m.init_from else []
     model.to(ranks.device)
     model.loss = NextToken(
@@ -130,6 +131,7 @@ class Trainer:
         self.config, self.tokens, self.ranks, self.events = config, tokens, ranks, events
         t = config.training
         self.order = TrainOrder(tokens.train, config.model.context, t.batch_size, config.run.seed)
+        self.drawn = Drawn(self.order)
         self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
         self.model = build_model(config, tokens.meta["vocabulary_size"], ranks)
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
@@ -152,6 +154,7 @@ class Trainer:
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.eval_peak_bytes: int | None = None
+        self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
         self.steps_taken = 0
         self.seen: observed.Observed | None = None
         self.directory = config.directory
@@ -163,6 +166,7 @@ class Trainer:
     def train(self) -> None:
         """Run the steps that are left, then write what a complete run leaves."""
         first = self._open_run_directory()
+        self.drawn.resumed(first, self.ranks.data_rank, self.ranks.data_size)
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
         self.measured_step = min(first + 2, steps - 1)
@@ -267,6 +271,7 @@ class Trainer:
             self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
         )
         self.steps_taken = batch.step + 1
+        self.drawn.add(batch.step, batch.sample_ids)
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
             if is_measured:
@@ -330,6 +335,7 @@ class Trainer:
             self.ranks,
             limit=self.config.evaluation.eval_tokens,
         )
+        self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype
         if on_gpu:
             peak = torch.cuda.max_memory_allocated(self.ranks.device)
             self.eval_peak_bytes = max(peak, self.eval_peak_bytes or 0)
@@ -356,15 +362,17 @@ class Trainer:
 
     def _finish(self) -> None:
         self._write_ledger()
+        drawn = parallel.total(torch.from_numpy(self.drawn.sums).to(self.ranks.device)).cpu().numpy()
+        data_order = self.drawn.digest(drawn, self.tokens.meta["splits"]["train"]["sha256_tokens"])
         weights = full_weights(self.model)
         if self.ranks.is_first:
             from safetensors.torch import save_file
 
             save_file(weights, self.directory / "model.safetensors")
-            rundir.write_json(self.directory / "metrics.json", self._summary())
+            rundir.write_json(self.directory / "metrics.json", self._summary(data_order))
         self.checkpoints.discard()
 
-    def _summary(self) -> dict:
+    def _summary(self, data_order: str) -> dict:
         rows = self.recorder.table.read()
         evals = [float(row["val_loss"]) for row in self.evals.read()]
         seconds = probes.steady([float(row["step_seconds"]) for row in rows])
@@ -379,6 +387,16 @@ class Trainer:
             "train_loss": sum(last) / len(last),
             **figures(evals[-1], self.tokens.bytes_per_token("validation"), "val"),
             "best_val_loss": min(evals),
+            **evaluated(
+                parallel.unwrapped(self.model),
+                self.tokens.validation,
+                self.config,
+                limit=self.config.evaluation.eval_tokens,
+            ),
+            "data_order_sha256": data_order,
+            "flops": probes.training_flops(
+                self.parameter_count, self.config.model, self._tokens_seen(len(rows) - 1)
+            ),
             "step_seconds_median": seconds,
             "tokens_per_second": self._tokens_seen(0) / seconds,
             "peak_memory_gib": peak,

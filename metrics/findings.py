@@ -1,13 +1,32 @@
 """Findings: what the rows of a study say beyond the verdicts, in sentences, each with the runs it came from.
 
-Only what rows can say, with an interval or the number of seeds. Must not read or write files.
+Only what rows can say, with an interval or the number of seeds; nothing about a run that is invalid or not
+comparable. Must not read or write files.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
-from metrics.summary import Summary
+import polars as pl
+
+from metrics import statistics
+from metrics.statistics import Ratio
+from metrics.summary import Summary, seed_values
+
+# How a run is computed, never what it learns: what such runs cost may be set side by side.
+MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
+MEMORY |= {"optimizer_offload"}
+BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
+SPREADING = {"processes", "data_parallel", "tensor_parallel", "shard_size", "reshard_after_forward"}
+SPREADING |= {"batch_size", "micro_batch_size", "steps"}
+NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
+SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
+RULE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -20,4 +39,252 @@ class Finding:
 
 def findings(summary: Summary) -> tuple[Finding, ...]:
     """Every finding that the rows of the study give, in a fixed order."""
-    return ()
+    study = _Study(summary)
+    kinds: tuple[Callable[[_Study], Iterator[Finding]], ...] = (
+        _identical,
+        _memory,
+        _batch_multiplier,
+        _lr_rule,
+        _scaling,
+        _time_to_target,
+        _sparsity,
+    )
+    return tuple(finding for kind in kinds for finding in kind(study))
+
+
+class _Study:
+    """The comparable runs of a summary, and what the kinds of findings ask of them."""
+
+    def __init__(self, summary: Summary):
+        self.summary, self.results = summary, summary.results
+        self.baseline = self.results.study.baseline
+        sound = [run for run in summary.complete if not (run.invalid or run.not_comparable)]
+        self.runs = {run.run: run for run in sound}
+        # Costs of runs on one machine; the baseline's machine is the others'.
+        self.costed = [run.run for run in sound if not run.costs_not_comparable]
+
+    def first(self, run: str):
+        """The run's first complete seed, whose settings are those of all its seeds."""
+        return next(one for one in self.results.of(run) if one.state == "complete")
+
+    def setting(self, run: str, name: str) -> Any:
+        return self.first(run).config.get(name)
+
+    def differences(self, one: str, other: str) -> set[str]:
+        """The settings in which two runs differ, apart from names."""
+        mine, theirs = self.first(one).config, self.first(other).config
+        return {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)} - NAMES
+
+    def ratio(self, run: str, reference: str, metric: str) -> Ratio | None:
+        values = seed_values(self.results, metric)
+        return statistics.paired_ratio(values[run], values[reference])
+
+    def processes(self, run: str) -> int:
+        return int(self.first(run).env.get("processes") or 1)
+
+    def micro_batch(self, run: str) -> int | None:
+        """The sequences that a rank has at a time."""
+        micro, batch = self.setting(run, "micro_batch_size"), self.setting(run, "batch_size")
+        tensor = self.setting(run, "tensor_parallel") or 1
+        return micro or (batch and batch * tensor // self.processes(run))
+
+
+def _seeds(count: int) -> str:
+    return "one seed, so no interval" if count == 1 else f"{count} paired seeds"
+
+
+def _times(ratio: Ratio) -> str:
+    """`1.29 × (0.84–1.98)`."""
+    if ratio.low is None or ratio.high is None or ratio.low == ratio.high:
+        return f"{ratio.mean:.2f} ×"
+    return f"{ratio.mean:.2f} × ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def _change(ratio: Ratio) -> str:
+    """`29 % more (16 % less to 98 % more)`, `52 % less`, `the same`."""
+    mean = _percent(ratio.mean)
+    if ratio.low is None or ratio.high is None or _percent(ratio.low) == _percent(ratio.high):
+        return mean
+    return f"{mean} ({_percent(ratio.low)} to {_percent(ratio.high)})"
+
+
+def _percent(ratio: float) -> str:
+    percent = round(100 * abs(ratio - 1))
+    return "the same" if percent == 0 else f"{percent} % {'more' if ratio > 1 else 'less'}"
+
+
+def _identical(study: _Study) -> Iterator[Finding]:
+    """Runs that computed exactly what the baseline did."""
+    for name, run in study.runs.items():
+        if run.status != "identical":
+            continue
+        steps = study.results.steps
+        mine, theirs = (
+            steps.filter(pl.col("run") == one).select("seed", "step", "train_loss").sort("seed", "step")
+            for one in (name, study.baseline)
+        )
+        everywhere = ", and the same training loss at every step" if mine.equals(theirs) else ""
+        yield Finding(
+            f"{name} has exactly the {study.summary.metric.label} of {study.baseline} in all "
+            f"{len(run.comparison.seeds)} seeds{everywhere}.",
+            (name, study.baseline),
+        )
+
+
+def _memory(study: _Study) -> Iterator[Finding]:
+    """Memory saved and time added between runs that differ in how they are computed and nothing else."""
+    for reference, name in combinations(_baseline_first(study), 2):
+        differing = study.differences(reference, name)
+        memory, seconds = (
+            study.ratio(name, reference, one) for one in ("peak_memory_gib", "step_milliseconds")
+        )
+        if not differing or differing - MEMORY or memory is None or seconds is None:
+            continue
+        kept = study.ratio(name, reference, "activation_mib")
+        activations = f", activations kept {_change(kept)}" if kept else ""
+        changed = ", ".join(f"{key} = {study.setting(name, key)}" for key in sorted(differing))
+        yield Finding(
+            f"{name} against {reference} ({changed}): peak memory {_change(memory)}{activations}, step time "
+            f"{_change(seconds)}; {_seeds(memory.count)}.",
+            (name, reference),
+        )
+
+
+def _baseline_first(study: _Study) -> list[str]:
+    return sorted(study.costed, key=lambda run: run != study.baseline)
+
+
+def _batch_multiplier(study: _Study) -> Iterator[Finding]:
+    """How much larger a micro-batch fits into the memory of another run."""
+    for reference in study.costed:
+        fitting = []
+        for name in study.costed:
+            memory = study.ratio(name, reference, "peak_memory_gib")
+            micro, its = study.micro_batch(name), study.micro_batch(reference)
+            differing = study.differences(reference, name)
+            comparable = differing & MEMORY and not differing - MEMORY - BATCH
+            if comparable and memory and micro and its and micro > its and memory.mean <= SAME_MEMORY:
+                fitting.append((micro / its, name, memory))
+        if fitting:
+            multiplier, name, memory = max(fitting, key=lambda one: one[0])
+            yield Finding(
+                f"{name} holds micro-batches {multiplier:.3g} × as large as {reference}'s "
+                f"({study.micro_batch(name)} sequences against {study.micro_batch(reference)}) in "
+                f"{_times(memory)} its peak memory; {_seeds(memory.count)}.",
+                (name, reference),
+            )
+
+
+def _lr_rule(study: _Study) -> Iterator[Finding]:
+    """Whether runs of another batch size than the baseline's scaled the learning rate, and by which rule."""
+    if study.baseline not in study.runs:
+        return
+    batch, lr = (study.setting(study.baseline, name) for name in ("batch_size", "lr"))
+    for name in study.runs:
+        own_batch, own_lr = (study.setting(name, key) for key in ("batch_size", "lr"))
+        if not all((batch, lr, own_batch, own_lr)) or own_batch == batch:
+            continue
+        if study.setting(name, "optimizer") != study.setting(study.baseline, "optimizer"):
+            continue  # their learning rates mean different things
+        by_batch, by_lr = own_batch / batch, own_lr / lr
+        rules = {"the linear rule": by_batch, "the square-root rule": math.sqrt(by_batch)}
+        followed = [rule for rule, r in rules.items() if abs(by_lr / r - 1) <= RULE_TOLERANCE]
+        said = f"{followed[0]}" if followed else "neither the linear rule nor the square-root rule"
+        wanted = f"(linear {by_batch:.4g}, square root {math.sqrt(by_batch):.4g})"
+        yield Finding(
+            f"{name} has {by_batch:.4g} × the batch size of {study.baseline} and {by_lr:.4g} × its learning rate: "
+            f"{said} {wanted}.",
+            (name, study.baseline),
+        )
+
+
+def _scaling(study: _Study) -> Iterator[Finding]:
+    """Speedup and efficiency over processes, from throughput."""
+    for name in study.costed:
+        fewer = [
+            run
+            for run in study.costed
+            if study.processes(run) < study.processes(name) and not study.differences(run, name) - SPREADING
+        ]
+        if not fewer:
+            continue
+        reference = min(fewer, key=study.processes)
+        speedup = study.ratio(name, reference, "tokens_per_second")
+        if speedup is None:
+            continue
+        many, few = study.processes(name), study.processes(reference)
+        consumed = [_samples(study, run) for run in (name, reference)]
+        yield Finding(
+            f"{name} in {many} processes trains {_times(speedup)} as many tokens a second as {reference} in {few}: "
+            f"efficiency {speedup.mean * few / many:.0%}; {_seeds(speedup.count)}. Samples really consumed by all "
+            f"processes together: {consumed[0]:,} and {consumed[1]:,}.",
+            (name, reference),
+        )
+
+
+def _samples(study: _Study, run: str) -> int:
+    one = study.first(run)
+    return one.metrics["tokens"] // (one.config.get("context") or 1)
+
+
+def _time_to_target(study: _Study) -> Iterator[Finding]:
+    """Tokens and seconds until a run's validation loss was the baseline's final one."""
+    finals = seed_values(study.results, "val_loss").get(study.baseline, {})
+    if study.baseline not in study.runs or not all(math.isfinite(value) for value in finals.values()):
+        return
+    base = {seed: _reached(study, study.baseline, seed, value) for seed, value in finals.items()}
+    for name, run in study.runs.items():
+        pairs = [seed for seed in run.complete_seeds if seed in base]
+        if name == study.baseline or run.status == "identical" or not pairs:
+            continue
+        reached = {s: found for s in pairs if (found := _reached(study, name, s, finals[s])) is not None}
+        target = f"{study.baseline}'s final validation loss"
+        if not reached:
+            among = "in its one seed" if len(pairs) == 1 else f"in any of {len(pairs)} seeds"
+            yield Finding(f"{name} never reached {target} {among}.", (name, study.baseline))
+            continue
+        tokens, seconds = (
+            statistics.paired_ratio(
+                {seed: found[i] for seed, found in reached.items()},
+                {seed: found[i] for seed, found in base.items() if found},
+            )
+            for i in range(2)
+        )
+        after = f"{_times(tokens)} the tokens" if tokens else "its first evaluation"
+        if seconds and name in study.costed:
+            after += f" and {_times(seconds)} the seconds of training"
+        yield Finding(
+            f"{name} reached {target} after {after} that {study.baseline} took, in {len(reached)} of {len(pairs)} "
+            "seeds; looked at where it was evaluated.",
+            (name, study.baseline),
+        )
+
+
+def _reached(study: _Study, run: str, seed: int, target: float) -> tuple[float, float] | None:
+    """Tokens and seconds of training at the first evaluation with a loss of at most `target`."""
+
+    def own(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.filter((pl.col("run") == run) & (pl.col("seed") == seed))
+
+    there = own(study.results.evals).filter(pl.col("val_loss") <= target).sort("step").head(1)
+    if there.is_empty():
+        return None
+    step, tokens = there["step"][0], there["tokens_seen"][0]
+    return float(tokens), float(own(study.results.steps).filter(pl.col("step") <= step)["step_seconds"].sum())
+
+
+def _sparsity(study: _Study) -> Iterator[Finding]:
+    """The share of weights that are exactly 0 at the end, of runs that say it."""
+    for name in study.runs:
+        shares = [
+            share
+            for one in study.results.of(name)
+            if one.state == "complete" and (share := one.metrics.get("sparsity")) is not None
+        ]
+        if shares and any(shares):
+            estimate = statistics.mean_interval(shares)
+            interval = "" if estimate.half_width is None else f" ± {100 * estimate.half_width:.1f}"
+            count = "one seed" if len(shares) == 1 else f"{len(shares)} seeds"
+            yield Finding(
+                f"{name} ended with {100 * estimate.mean:.1f}{interval} % of its weights 0; {count}.", (name,)
+            )

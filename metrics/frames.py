@@ -66,9 +66,18 @@ def table_frame(summary: Summary) -> pl.DataFrame:
                     f"{name}_ratio_low": ratio and ratio.low,
                     f"{name}_ratio_high": ratio and ratio.high,
                 }
-        rows.append(row | {"not_as_requested": "; ".join(run.ledger), "notes": "; ".join(run.notes)})
-    words = {"run", "verdict", "not_as_requested", "notes"}
-    types = {name: pl.String if name in words else pl.Float64 for name in rows[0]} | {"seeds": pl.Int64}
+        said = {
+            "invalid": run.invalid,
+            "not_comparable": run.not_comparable,
+            "costs_not_comparable": run.costs_not_comparable,
+            "not_as_requested": run.ledger,
+            "happened": [f"{count} {what}" for what, count in run.counts.items()],
+            "notes": run.notes,
+        }
+        rows.append(row | {name: "; ".join(words) for name, words in said.items()})
+    types = {name: pl.String if isinstance(value, str) else pl.Float64 for name, value in rows[0].items()} | {
+        "seeds": pl.Int64
+    }
     return pl.DataFrame(rows, schema=types)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -60,7 +61,7 @@ class Comparison:
     t: float | None = None
     p: float | None = None  # two-sided paired t-test
     p_holm: float | None = None  # the same, corrected for the number of runs compared
-    smallest_detectable: float | None = None  # with 80 % power at alpha 0.05
+    smallest_detectable: float | None = None  # with 80 % power at alpha 0.05 after Holm's correction
     verdict: str | None = None  # better, worse, inconclusive, identical; None with the reason
     reason: str = ""
 
@@ -113,6 +114,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@cache
 def smallest_detectable_deviations(pairs: int, power: float = POWER, alpha: float = ALPHA) -> float:
     """Smallest true difference that a two-sided paired t-test of `pairs` pairs finds with the given power.
 
@@ -150,7 +152,7 @@ def paired_ratio(run: SeedValues, baseline: SeedValues) -> Ratio | None:
 
 
 def _paired_test(run: SeedValues, baseline: SeedValues) -> Comparison:
-    """One run against the baseline before Holm; `p_holm` and `verdict` are None still."""
+    """One run against the baseline before Holm; what depends on the other runs is None still."""
     seeds = tuple(sorted(run.keys() & baseline.keys()))
     if not seeds:
         return Comparison((), (), reason="no seed in common with the baseline")
@@ -162,7 +164,6 @@ def _paired_test(run: SeedValues, baseline: SeedValues) -> Comparison:
     if len(seeds) == 1:
         return Comparison(seeds, differences, estimate, reason="one seed gives no verdict")
     deviation = _deviation(differences)
-    smallest = deviation * smallest_detectable_deviations(len(seeds))
     if deviation > 0:
         t = estimate.mean / (deviation / math.sqrt(len(seeds)))
         p = float(2 * stats.t.sf(abs(t), len(seeds) - 1))
@@ -170,7 +171,16 @@ def _paired_test(run: SeedValues, baseline: SeedValues) -> Comparison:
         t, p = 0.0, 1.0
     else:  # the same non-zero difference in every seed
         t, p = math.copysign(math.inf, estimate.mean), 0.0
-    return Comparison(seeds, differences, estimate, t, p, smallest_detectable=smallest)
+    return Comparison(seeds, differences, estimate, t, p)
+
+
+def _smallest_detectable(comparison: Comparison, tested: int) -> float:
+    """The smallest true difference found with 80 % power when no other of the `tested` runs differs.
+
+    Holm holds the smallest of so many p-values against alpha / tested.
+    """
+    deviations = smallest_detectable_deviations(len(comparison.seeds), alpha=ALPHA / tested)
+    return _deviation(comparison.differences) * deviations
 
 
 def _verdict(comparison: Comparison, p_holm: float, better: str) -> str:
@@ -200,5 +210,10 @@ def compare(values: Mapping[str, SeedValues], baseline: str, better: str) -> dic
     tested = [run for run, test in tests.items() if test.p is not None]
     adjusted = holm([p for run in tested if (p := tests[run].p) is not None])
     for run, p_holm in zip(tested, adjusted, strict=True):
-        tests[run] = replace(tests[run], p_holm=p_holm, verdict=_verdict(tests[run], p_holm, better))
+        tests[run] = replace(
+            tests[run],
+            p_holm=p_holm,
+            smallest_detectable=_smallest_detectable(tests[run], len(tested)),
+            verdict=_verdict(tests[run], p_holm, better),
+        )
     return tests

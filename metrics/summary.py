@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from metrics import statistics
+from metrics import fairness, statistics
+from metrics.fairness import Judgement, seeds_words
 from metrics.measures import AXES, COSTS, METRICS, Metric
 from metrics.rows import Results, ResultsError, RunSeed
 from metrics.statistics import Comparison, Estimate, Proportion, Ratio
@@ -80,30 +81,72 @@ def summarize(results: Results) -> Summary:
             f"study {study.name!r}: unknown metric {study.metric!r}; one of {', '.join(METRICS)}"
         )
     values = {name: seed_values(results, name) for name in METRICS}
-    comparisons = statistics.compare(values[study.metric], study.baseline, METRICS[study.metric].better)
-    runs = []
-    for run in study.runs:
-        done = tuple(one for one in results.of(run) if one.state == "complete")
-        base = study.baseline
-        one = RunSummary(
-            run=run,
-            complete_seeds=tuple(one.seed for one in done),
-            state=_state(results, run),
-            estimates={name: _estimate(values[name][run]) for name in METRICS},
-            ratios={name: statistics.paired_ratio(values[name][run], values[name][base]) for name in COSTS},
-            comparison=comparisons.get(run),
-            ledger=ledger_differences(done),
-            notes=_notes(results, run, study.metric),
-        )
-        runs.append(one)
-    return Summary(results, METRICS[study.metric], tuple(runs), AXES[study.axis].words)
+    judged = fairness.judge(results)
+    compared = {
+        run: own
+        for run, own in values[study.metric].items()
+        if run == study.baseline or not (judged[run].invalid or judged[run].not_comparable)
+    }
+    comparisons = statistics.compare(compared, study.baseline, METRICS[study.metric].better)
+    runs = tuple(_run_summary(results, run, values, comparisons.get(run), judged[run]) for run in study.runs)
+    return Summary(results, METRICS[study.metric], runs, AXES[study.axis].words)
+
+
+def _run_summary(
+    results: Results,
+    run: str,
+    values: dict[str, dict[str, dict[int, float]]],
+    comparison: Comparison | None,
+    judged: Judgement,
+) -> RunSummary:
+    study = results.study
+    done = tuple(one for one in results.of(run) if one.state == "complete")
+    has_ratios = not (judged.invalid or judged.not_comparable or judged.costs_not_comparable)
+    return RunSummary(
+        run=run,
+        complete_seeds=tuple(one.seed for one in done),
+        state=_state(results, run),
+        estimates={name: _estimate(values[name][run]) for name in METRICS},
+        ratios={
+            name: statistics.paired_ratio(values[name][run], values[name][study.baseline])
+            if has_ratios
+            else None
+            for name in COSTS
+        },
+        comparison=comparison,
+        ledger=ledger_differences(done),
+        notes=(*_notes(results, run, study.metric), *judged.notes),
+        not_comparable=judged.not_comparable,
+        costs_not_comparable=judged.costs_not_comparable,
+        invalid=judged.invalid,
+        counts=fairness.counts(done),
+        proportions=_proportions(done),
+    )
+
+
+def _proportions(seeds: tuple[RunSeed, ...]) -> dict[str, Proportion]:
+    """Binomial intervals of the metrics that are shares: mean over seeds, count of one seed's.
+
+    The seeds score the same examples, so all of them together are no larger sample of examples than one.
+    """
+    found = {}
+    for name, metric in METRICS.items():
+        if metric.count is None:
+            continue
+        shares = [value for one in seeds if (value := metric.value(one)) is not None]
+        counts = [int(count) for one in seeds if (count := metric.count(one)) is not None]
+        if shares and counts:
+            found[name] = statistics.proportion(sum(shares) / len(shares), min(counts))
+    return found
 
 
 def _state(results: Results, run: str) -> str:
-    """The run's state in a word; seeds that failed in different ways make it incomplete."""
+    """The run's state in a word; seeds that stopped in different ways make it diverged if one did, or incomplete."""
     states = {one.state for one in results.of(run)}
     if "complete" in states:
         return "complete"
+    if "diverged" in states:
+        return "diverged"
     return states.pop() if len(states) == 1 else "incomplete"
 
 
@@ -130,26 +173,15 @@ def ledger_differences(seeds: tuple[RunSeed, ...]) -> tuple[str, ...]:
                 words = f"{entry['what']}: requested {entry['requested']}, in effect {entry['in_effect']}"
                 found.setdefault(words, []).append(one.seed)
     everywhere = len(seeds)
-    return tuple(w if len(s) == everywhere else f"{w} ({_seeds(s)})" for w, s in found.items())
-
-
-def _seeds(seeds: list[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return tuple(w if len(s) == everywhere else f"{w} ({seeds_words(s)})" for w, s in found.items())
 
 
 def _notes(results: Results, run: str, metric: str) -> tuple[str, ...]:
-    """Seeds without a result and why; complete seeds without the study's metric; unequal training budgets."""
+    """Seeds without a result and why; complete seeds without the study's metric."""
     found: dict[str, list[int]] = {}
-    baseline = {one.seed: one for one in results.of(results.study.baseline)}
     for one in results.of(run):
         if one.state != "complete":
             found.setdefault(f"{one.state}: {one.reason}", []).append(one.seed)
-            continue
-        if METRICS[metric].value(one) is None:
+        elif METRICS[metric].value(one) is None:
             found.setdefault(f"has no {metric}", []).append(one.seed)
-        other = baseline.get(one.seed)
-        if other and other.state == "complete" and other.metrics["tokens"] != one.metrics["tokens"]:
-            tokens, others = one.metrics["tokens"], other.metrics["tokens"]
-            words = f"trained on {tokens:,} tokens, the baseline on {others:,}"
-            found.setdefault(words, []).append(one.seed)
-    return tuple(f"{_seeds(seeds)}: {words}" for words, seeds in found.items())
+    return tuple(f"{seeds_words(seeds)}: {words}" for words, seeds in found.items())

@@ -95,6 +95,10 @@ def verdict_sentence(summary: Summary, run: RunSummary) -> str:
     label = summary.metric.label
     if not run.complete_seeds:
         return f"{run.run} has no result ({'; '.join(run.notes)})."
+    if run.invalid:
+        return f"{run.run} is invalid: {'; '.join(run.invalid)}."
+    if run.not_comparable:
+        return f"{run.run} is not comparable with {study.baseline}: {'; '.join(run.not_comparable)}."
     if comparison is None:
         return f"{run.run} is the baseline."
     if comparison.verdict is None:
@@ -131,14 +135,36 @@ def cost_sentence(summary: Summary, run: RunSummary) -> str:
 
 
 def footnotes(summary: Summary) -> list[str]:
-    """Ledger differences, seeds without a result, the smallest difference these seeds could have shown."""
-    notes = [f"{run.run}: not as requested: {words}" for run in summary.runs for words in run.ledger]
-    notes += [f"{run.run}: {words}" for run in summary.runs for words in run.notes]
-    judged = [(run.run, run.comparison) for run in summary.complete if run.comparison]
-    notes += [f"{run}: no verdict: {comparison.reason}" for run, comparison in judged if comparison.reason]
-    for run, comparison in judged:
-        if comparison.smallest_detectable:  # 0 when every difference is the same
-            smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
-            seeds = len(comparison.seeds)
-            notes.append(f"{run}: {seeds} seeds could have shown (80 % power) a difference of {smallest}")
+    """What a table must not be read without: why runs are not compared, what did not go as asked, and the rest.
+
+    The same words about several runs are said once.
+    """
+    found: dict[str, list[str]] = {}
+    for run in summary.runs:
+        for words in _run_footnotes(summary, run):
+            found.setdefault(words, []).append(run.run)
+    return [f"{', '.join(runs)}: {words}" for words, runs in found.items()]
+
+
+def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
+    notes = [f"invalid: {words}" for words in run.invalid]
+    notes += [f"not comparable: {words}" for words in run.not_comparable]
+    notes += [f"costs not comparable: {words}" for words in run.costs_not_comparable]
+    notes += [f"not as requested: {words}" for words in run.ledger]
+    notes += run.notes
+    if run.counts:
+        notes.append(", ".join(f"{count} {what}" for what, count in run.counts.items()))
+    for name, share in run.proportions.items():
+        label = METRICS[name].label
+        notes.append(
+            f"{label}, 95 % binomial interval of {share.count:,} examples: {share.low:.4f} to {share.high:.4f}"
+        )
+    comparison = run.comparison if run.complete_seeds else None
+    if comparison and comparison.reason:
+        notes.append(f"no verdict: {comparison.reason}")
+    if comparison and comparison.smallest_detectable:  # 0 when every difference is the same
+        smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+        notes.append(
+            f"{len(comparison.seeds)} seeds could have shown (80 % power) a difference of {smallest}"
+        )
     return notes

@@ -5,6 +5,7 @@ workers, restarts and the number of processes change nothing. Nothing here may k
 random state that outlives a call.
 """
 
+import hashlib
 import queue
 import threading
 import time
@@ -88,6 +89,42 @@ class TrainOrder:
         """Inputs and targets, int64 of shape (B, T) each, of the windows at `starts` of shape (B,)."""
         windows = self.tokens[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)  # (B, T + 1)
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+
+class Drawn:
+    """A fingerprint of the samples that were really trained on, step by step, the same for any number of ranks.
+
+    Within a step the order does not count, because it changes nothing but rounding. `sums` is this rank's part, two
+    int64 words: the ranks' parts are added, wrapping around, before `digest`.
+    """
+
+    def __init__(self, order: TrainOrder):
+        self.order, self.sums = order, np.zeros(2, dtype=np.int64)
+
+    def resumed(self, steps: int, rank: int, world: int) -> None:
+        """Add what an interrupted run drew in its first `steps` steps; they follow from the seed alone."""
+        for step in range(steps):
+            self.add(step, self.order.rank_slice(step, rank, world))
+
+    def add(self, step: int, sample_ids: np.ndarray) -> None:
+        """Add the samples that this rank trained on in `step`, ids of shape (B,)."""
+        for lane in range(2):
+            start = np.array([2 * step + lane], dtype=np.uint64)
+            words = _mixed(sample_ids.astype(np.uint64) ^ _mixed(start))
+            self.sums[lane : lane + 1] += words.sum(keepdims=True).view(np.int64)
+
+    def digest(self, sums: np.ndarray, tokens_sha256: str) -> str:
+        """sha256, in hex, of the `sums` of all ranks and of where the samples lie in which tokens."""
+        parts = [tokens_sha256, self.order.context, *sums.tolist()]
+        return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """Every bit of a uint64 word spread over all of them. Source: splitmix64 (Steele, Lea and Flood, 2014)."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 class Batch(NamedTuple):

@@ -128,6 +128,9 @@ def assert_same_numbers(one: Path, other: Path) -> None:
 def test_losses_gradient_norms_and_weights_are_those_of_one_process(trained, way):
     one = trained.run("one")
     assert_same_numbers(one, trained.run(way))
+    keys = ("data_order_sha256", "evaluation_sha256", "evaluation_precision", "flops")
+    expected, found = (read_json(run / "metrics.json") for run in (one, trained.run(way)))
+    assert [found[key] for key in keys] == [expected[key] for key in keys]
     norms = column(one, "grad_norm")
     assert max(norms) > 2 * RUN["clip_norm"] and len(norms) == 50
     assert column(one, "train_loss")[-1] < column(one, "train_loss")[0] - 0.5

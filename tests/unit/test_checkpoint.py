@@ -83,13 +83,15 @@ def flip_a_byte(path: Path) -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 @pytest.mark.parametrize("at", [5, 7])
 def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, interrupt, variant, at):
-    expected = outcome(lab.train(**PLAN, **variant))
+    whole = lab.train(**PLAN, **variant)
+    expected, drawn = outcome(whole), read_json(whole / "metrics.json")["data_order_sha256"]
     run = interrupt(at, **PLAN, **variant)
     assert not (run / "metrics.json").exists() and not (run / "model.safetensors").exists()
     again = lab.train(**PLAN, **variant)
     assert outcome(again) == expected
     assert events(again) == [{"event": "resumed", "step": 3 * (at // 3)}]
-    assert read_json(again / "metrics.json")["steps"] == 10
+    metrics = read_json(again / "metrics.json")
+    assert (metrics["steps"], metrics["data_order_sha256"]) == (10, drawn)
     assert all(line["agrees"] for line in ledger(again).values())
 
 

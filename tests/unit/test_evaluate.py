@@ -109,6 +109,8 @@ def test_the_test_split_is_whole_though_validation_was_cut(lab, monkeypatch):
         "test_loss",
         "test_perplexity",
         "test_bits_per_byte",
+        "evaluation_sha256",
+        "evaluation_precision",
     }
     assert read_json(lab.directory / "test.json")["tokens"] == len(open_tokens("tokens/by_hand").test) - 1
 

@@ -65,8 +65,8 @@ def test_lines_say_how_it_was_established(lab):
     tokens = open_tokens("tokens/by_hand")
     train = tokens.meta["splits"]["train"]
     assert (
-        f"{train['sha256_text'][:12]}; {len(tokens.train)} tokens, vocabulary 256; 384 consumed"
-        in (lines["dataset"]["how"])
+        f"{train['sha256_text'][:12]}, of its tokens {train['sha256_tokens'][:12]}; {len(tokens.train)} tokens, "
+        "vocabulary 256; 384 consumed" in lines["dataset"]["how"]
     )
     # Tied: (256 + 16)·32 embeddings and two blocks of 12·32² decay; biases and norms do not.
     assert lines["weight_decay"]["how"] == (

@@ -117,3 +117,33 @@ def test_ratio_is_a_geometric_mean_of_pairs():
     assert statistics.paired_ratio({1: 3.0}, {1: 2.0}) == statistics.Ratio(pytest.approx(1.5), None, None, 1)
     assert statistics.paired_ratio({1: 3.0}, {1: 0.0}) is None
     assert statistics.paired_ratio({}, {1: 1.0}) is None
+
+
+def test_the_smallest_difference_counts_the_runs_that_are_tested():
+    """Four p-values: the smallest is held against 0.05 / 4."""
+    base, run = {1: 2.0, 2: 2.1, 3: 2.2}, {1: 2.1, 2: 2.3, 3: 2.5}
+    values = {"base": base, "run": run} | {name: dict(run) for name in ("b", "c", "d")}
+    result = statistics.compare(values, "base", "lower")["run"]
+    expected = 0.1 * statistics.smallest_detectable_deviations(3, alpha=0.0125)
+    assert result.smallest_detectable == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("mean", "count", "low", "high"),
+    [  # centre (p + z²/2n) / (1 + z²/n), half-width z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n), z = 1.959964
+        (0.5, 100, 0.40383, 0.59617),
+        (0.9, 7600, 0.89305, 0.90654),
+        (0.0, 10, 0.0, 0.27753),
+        (1.0, 10, 0.72247, 1.0),
+    ],
+)
+def test_binomial_interval_by_hand(mean, count, low, high):
+    found = statistics.proportion(mean, count)
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-6), pytest.approx(high, abs=5e-6))
+    assert (found.mean, found.count) == (mean, count)
+
+
+@pytest.mark.parametrize(("mean", "count"), [(1.2, 10), (-0.1, 10), (0.5, 0)])
+def test_a_share_that_is_none(mean, count):
+    with pytest.raises(ValueError, match="a share from 0 to 1 of at least one thing, got"):
+        statistics.proportion(mean, count)

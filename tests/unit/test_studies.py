@@ -6,6 +6,8 @@ import pytest
 from dvc.utils.hydra import compose_and_dump
 
 from engine.errors import ConfigError
+from metrics.rows import read
+from stages import plan
 from stages.plan import read_params, resolve_study
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -41,6 +43,15 @@ def test_an_inherited_setting_reaches_only_the_runs_in_which_it_has_an_effect(tm
         ("seeds=[1,1]", "must be distinct whole numbers"),
         ("metric=speed", "metric = 'speed': must be one of test_loss, val_loss"),
         ("heads=5", "runs.adamw: width = 128: must be a multiple of heads = 5"),
+        ("axis=epochs", "axis = 'epochs': must be one of tokens, steps, flops, seconds"),
+        ("frozen=lr", "frozen = 'lr': must be a list of settings"),
+        ("frozen=[batchsize]", "frozen: 'batchsize' is an unknown setting (nearest: batch_size)"),
+        ("frozen=[lr]", "runs.sgd.lr = 0.1: lr is frozen by the study, which has 0.003"),
+        (
+            "+runs.sgd.steps=90",
+            "runs.sgd: is given 184,320 tokens, the baseline adamw 204,800, and the study compares at equal tokens "
+            "(axis = 'tokens'); change its steps, or the axis",
+        ),
     ],
 )
 def test_a_mistake_in_a_study_is_named(tmp_path, override, message):
@@ -48,3 +59,36 @@ def test_a_mistake_in_a_study_is_named(tmp_path, override, message):
     with pytest.raises(ConfigError) as caught:
         resolve_study(params)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["axis=steps", "frozen=[]", "+runs.sgd.batch_size=32"],  # as many steps, twice the tokens
+        ["frozen=[]", "+runs.sgd.batch_size=32", "+runs.sgd.steps=50"],  # as many tokens, half the steps
+        ["axis=flops", "+runs.sgd.steps=90"],  # only the runs can tell
+        ["axis=seconds", "+runs.sgd.steps=90"],
+        ["frozen=[lr]", "runs.sgd.lr=0.003"],  # said again, not changed
+    ],
+    ids="; ".join,
+)
+def test_runs_may_differ_in_what_the_axis_and_the_study_leave_free(tmp_path, overrides):
+    study, _ = resolve_study(composed(tmp_path / "params.yaml", "study=quickstart", *overrides))
+    assert study["axis"] in ("tokens", "steps", "flops", "seconds")
+
+
+def test_a_study_that_says_nothing_compares_at_equal_tokens_and_freezes_nothing(tmp_path):
+    params = composed(tmp_path / "params.yaml", "study=quickstart", "~axis", "~frozen")
+    study, _ = resolve_study(params)
+    assert (study["axis"], study["frozen"]) == ("tokens", [])
+
+
+def test_the_plan_writes_down_what_the_comparison_must_keep_to(tmp_path, monkeypatch):
+    params = composed(tmp_path / "params.yaml", "study=quickstart", "axis=steps", "frozen=[width]")
+    assert "axis" in params
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["plan"])
+    plan.main()
+    written = read(tmp_path / "results" / "quickstart")
+    assert (written.study.axis, written.study.frozen) == ("steps", ("width",))
+    assert {one.state for one in written.runs} == {"missing"}

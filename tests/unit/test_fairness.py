@@ -1,0 +1,266 @@
+"""Comparisons that are not fair are made on purpose: each is shown as not comparable or invalid, with its reason."""
+
+import json
+
+import polars as pl
+import pytest
+from fake_results import write_json, write_study
+
+from metrics import frames, rows, summary, words
+
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture
+def results(tmp_path):
+    return write_study(tmp_path)
+
+
+def change(path, **values):
+    """Replace keys of a JSON file; None removes one."""
+    new = json.loads(path.read_text()) | values
+    write_json(path, {key: value for key, value in new.items() if value is not None})
+
+
+def configure(results, run, old, new, seeds=SEEDS):
+    for seed in seeds:
+        path = results / f"{run}-{seed}" / "config.toml"
+        path.write_text(path.read_text().replace(old, new))
+
+
+def summarized(results):
+    return summary.summarize(rows.read(results))
+
+
+def of(study, name="sgd"):
+    return next(one for one in study.runs if one.run == name)
+
+
+def assert_not_ranked(study, *reasons):
+    """sgd is not comparable for these reasons, its numbers are shown, and nothing compares it."""
+    run = of(study)
+    assert run.status == "not comparable" and run.not_comparable == reasons
+    assert run.comparison is None and set(run.ratios.values()) == {None}
+    assert run.estimates["test_loss"] is not None
+    assert of(study, "adamw-checkpointing").status == "identical"  # nobody else is touched
+    for reason in reasons:
+        assert f"sgd: not comparable: {reason}" in words.footnotes(study)
+        assert reason in words.verdict_sentence(study, run)
+    assert "sgd is not comparable" in words.headline(study)
+    assert frames.dvc_metrics(run, "test_loss")["verdict"] == "not comparable"
+    row = frames.table_frame(study).filter(pl.col("run") == "sgd").row(0, named=True)
+    assert (row["verdict"], row["difference"], row["p"]) == ("not comparable", None, None)
+    assert row["not_comparable"] == "; ".join(reasons)
+
+
+def test_fair_runs_are_compared(results):
+    study = summarized(results)
+    assert [run.not_comparable + run.invalid + run.costs_not_comparable for run in study.runs] == [()] * 3
+    assert of(study).status == "worse" and study.axis == "equal tokens"
+    assert words.headline(study) == (
+        "Against adamw on test loss at equal tokens, sgd is worse; adamw-checkpointing is identical."
+    )
+
+
+@pytest.mark.parametrize(
+    ("axis", "key", "value", "reason"),
+    [
+        ("tokens", "tokens", 1_228_799, "had 1,228,799 tokens, the baseline 1,228,800"),
+        ("steps", "steps", 299, "had 299 steps, the baseline 300"),
+        ("flops", "flops", 6.3e12, "had 6.3e+12 FLOPs, the baseline 6.1e+12, more than 2% apart"),
+        (
+            "seconds",
+            "train_seconds",
+            30.7,
+            "had 30.7 seconds of training, the baseline 30, more than 2% apart",
+        ),
+        (
+            "flops",
+            "flops",
+            None,
+            "its FLOPs or the baseline's were not recorded, and the study compares at equal FLOPs",
+        ),
+    ],
+)
+def test_unequal_budgets(tmp_path, axis, key, value, reason):
+    results = write_study(tmp_path, axis=axis)
+    for seed in SEEDS:  # without resumes, which seconds do not allow
+        for run in ("adamw", "adamw-checkpointing", "sgd"):
+            (results / f"{run}-{seed}" / "events.jsonl").write_text("")
+    change(results / "sgd-3" / "metrics.json", **{key: value})
+    if key == "tokens":  # honest rows, which end there too
+        path = results / "sgd-3" / "steps.csv"
+        path.write_text(path.read_text().replace("300,1228800,", "300,1228799,"))
+    assert_not_ranked(summarized(results), f"{reason} (seed 3)")
+
+
+@pytest.mark.parametrize(("axis", "key"), [("flops", "flops"), ("seconds", "train_seconds")])
+def test_budgets_within_the_stated_tolerance_are_equal(tmp_path, axis, key):
+    results = write_study(tmp_path, axis=axis)
+    for path in results.glob("*/events.jsonl"):
+        path.write_text("")
+    path = results / "sgd-3" / "metrics.json"
+    change(path, **{key: json.loads(path.read_text())[key] * 1.019})
+    assert of(summarized(results)).status == "worse"
+
+
+def test_tokens_may_differ_where_the_axis_is_another(tmp_path):
+    results = write_study(tmp_path, axis="steps")
+    path = results / "sgd-3" / "steps.csv"
+    path.write_text(path.read_text().replace("300,1228800,", "300,1228801,"))
+    change(results / "sgd-3" / "metrics.json", tokens=1228801)
+    assert of(summarized(results)).status == "worse"
+
+
+def test_seconds_of_a_resumed_run(tmp_path):
+    study = summarized(write_study(tmp_path, axis="seconds"))  # every run of it was resumed
+    assert of(study).not_comparable == (
+        "it was resumed, and the steps done again are in no one's seconds (seeds 1, 2, 3)",
+        "the baseline was resumed, and the steps done again are in no one's seconds (seeds 1, 2, 3)",
+    )
+
+
+def test_a_frozen_setting_that_a_run_changed(tmp_path):
+    results = write_study(tmp_path, frozen=["steps", "batch_size"])
+    configure(results, "sgd", "batch_size = 32", "batch_size = 16", seeds=(2,))
+    assert_not_ranked(summarized(results), "batch_size is frozen: 16, the baseline has 32 (seed 2)")
+
+
+def test_a_frozen_setting_that_did_not_take_effect(tmp_path):
+    results = write_study(tmp_path, frozen=["compile"])
+    line = {"what": "compile", "requested": "blocks", "in_effect": "none", "how": "", "agrees": False}
+    write_json(results / "sgd-1" / "ledger.json", {"entries": [line]})
+    assert_not_ranked(summarized(results), "compile is frozen: requested blocks, in effect none (seed 1)")
+
+
+def test_a_frozen_setting_that_the_ladder_changed(tmp_path):
+    results = write_study(tmp_path, frozen=["micro_batch_size"])
+    line = {"what": "micro_batch_size, as first asked", "requested": "0", "in_effect": "8", "how": ""}
+    write_json(results / "sgd-1" / "ledger.json", {"entries": [line | {"agrees": False}]})
+    assert_not_ranked(summarized(results), "micro_batch_size is frozen: requested 0, in effect 8 (seed 1)")
+
+
+@pytest.mark.parametrize("where", ["metrics", "test"])
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("evaluation_sha256", "f" * 64, "was scored on other {} tokens or windows than the baseline"),
+        (
+            "evaluation_precision",
+            "bfloat16",
+            "{} was scored in bfloat16, the baseline's in float32 (eval_precision makes them equal)",
+        ),
+    ],
+)
+def test_another_evaluation(results, where, key, value, reason):
+    path = results / "sgd-2" / "metrics.json" if where == "metrics" else results / "test" / "sgd-2.json"
+    change(path, **{key: value})
+    split = {"metrics": "validation", "test": "test"}[where]
+    assert_not_ranked(summarized(results), reason.format(split) + " (seed 2)")
+
+
+def test_another_data_order(results):
+    change(results / "sgd-2" / "metrics.json", data_order_sha256="0" * 64)
+    assert_not_ranked(summarized(results), "read its data in another order than the baseline (seed 2)")
+
+
+def test_another_order_that_follows_from_the_settings_is_a_note(results):
+    configure(results, "sgd", "batch_size = 32", "batch_size = 64")
+    for seed in SEEDS:
+        change(results / f"sgd-{seed}" / "metrics.json", data_order_sha256="0" * 64)
+    sgd = of(summarized(results))
+    assert (sgd.status, sgd.not_comparable) == ("worse", ())
+    assert sgd.notes == ("data order not paired: batch_size differs (seeds 1, 2, 3)",)
+
+
+def test_what_was_never_hashed_is_said(results):
+    for seed in SEEDS:
+        change(results / f"sgd-{seed}" / "metrics.json", data_order_sha256=None, evaluation_sha256=None)
+    sgd = of(summarized(results))
+    assert sgd.status == "worse"
+    assert sgd.notes == ("not checked, for its rows have no hash of it: data order, evaluation set",)
+
+
+@pytest.mark.parametrize(("key", "value"), [("device_name", "NVIDIA H100"), ("torch", "2.11.0")])
+def test_another_machine_or_torch_makes_costs_not_comparable(results, key, value):
+    change(results / "sgd-2" / "env.json", **{key: value})
+    study = summarized(results)
+    sgd = of(study)
+    assert sgd.status == "worse" and set(sgd.ratios.values()) == {None}
+    assert sgd.estimates["tokens_per_second"] is not None
+    [reason] = sgd.costs_not_comparable
+    assert f"{key} {value}, the baseline's" in reason and reason.endswith("(seed 2)")
+    assert f"sgd: costs not comparable: {reason}" in words.footnotes(study)
+    assert words.cost_sentence(study, sgd) == ""
+
+
+def test_a_run_of_which_a_seed_diverged_is_not_judged_by_the_others(results):
+    diverged = {"status": "diverged", "reason": "loss 9.1 at step 41", "step": 41, "val_loss": 1.0}
+    write_json(results / "sgd-2" / "metrics.json", diverged)
+    write_json(results / "test" / "sgd-2.json", {"status": "diverged", "reason": "loss 9.1 at step 41"})
+    study = summarized(results)
+    assert_not_ranked(study, "diverged (seed 2)")
+    assert of(study).notes == ("seed 2: diverged: loss 9.1 at step 41",)
+    assert of(study).complete_seeds == (1, 3)
+    for seed in SEEDS:
+        write_json(results / f"sgd-{seed}" / "metrics.json", diverged)
+    study = summarized(results)
+    assert (of(study).status, set(of(study).estimates.values())) == ("diverged", {None})
+    assert "sgd diverged" in words.headline(study)
+    write_json(results / "sgd-1" / "metrics.json", {"status": "failed", "reason": "killed"})
+    assert of(summarized(results)).state == "diverged"
+
+
+# --- rows that cannot be true
+
+
+def assert_invalid(results, problem):
+    study = summarized(results)
+    sgd = of(study)
+    assert sgd.status == "invalid" and sgd.invalid == (problem,)
+    assert sgd.comparison is None and set(sgd.ratios.values()) == {None}
+    assert f"sgd: invalid: {problem}" in words.footnotes(study)
+    assert problem in words.verdict_sentence(study, sgd)
+    assert frames.dvc_metrics(sgd, "test_loss")["verdict"] == "invalid"
+
+
+def test_more_memory_than_the_device_has(results):
+    change(results / "sgd-2" / "env.json", device_memory_gib=0.46)
+    assert_invalid(results, "peak memory 0.4689 GiB, and its device has 0.46 (seed 2)")
+
+
+def test_nothing_is_compared_with_an_invalid_baseline(results):
+    change(results / "adamw-2" / "env.json", device_memory_gib=0.46)
+    study = summarized(results)
+    assert [run.status for run in study.runs] == ["invalid", "not comparable", "not comparable"]
+    assert of(study).not_comparable == ("the baseline is invalid",)
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("val_loss", "metrics.json says val_loss 1.5, evals.csv ends in 2.6"),
+        ("tokens", "metrics.json says tokens 1.5, steps.csv ends in 1228800"),
+    ],
+)
+def test_a_figure_that_somebody_edited(results, key, problem):
+    path = results / "sgd-2" / "evals.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], "300,1228800,2.6"]) + "\n")
+    change(results / "sgd-2" / "metrics.json", val_loss=2.6)
+    assert of(summarized(results)).status == "worse"
+    change(results / "sgd-2" / "metrics.json", **{key: 1.5})
+    sgd = of(summarized(results))
+    assert sgd.status == "invalid" and f"{problem} (seed 2)" in sgd.invalid
+
+
+# --- what happened
+
+
+def test_events_and_counts_are_shown(results):
+    change(results / "sgd-2" / "metrics.json", skipped_steps=1, loss_spikes=4)
+    (results / "sgd-3" / "events.jsonl").write_text('{"event": "out_of_memory", "changed": {}}\n' * 2)
+    study = summarized(results)
+    assert of(study).counts == {"resumes": 2, "skipped step": 1, "loss spikes": 4, "out-of-memory rungs": 2}
+    assert "sgd: 2 resumes, 1 skipped step, 4 loss spikes, 2 out-of-memory rungs" in words.footnotes(study)
+    assert of(study, "adamw").counts == {"resumes": 3}

@@ -1,0 +1,179 @@
+"""Findings made from rows: each against numbers worked out by hand, with the runs that it came from."""
+
+import json
+import math
+
+import pytest
+import tomli_w
+from fake_results import write_json, write_run, write_study
+
+from metrics import rows, summary
+from metrics.findings import findings
+
+SEEDS = (1, 2, 3)
+BASE = {"optimizer": "adamw", "lr": 0.001, "batch_size": 32, "steps": 300, "context": 128}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """study(runs, seeds): write results whose runs have these settings on top of BASE; says what is found."""
+
+    def write(runs: dict[str, dict], seeds=SEEDS):
+        results = write_study(tmp_path, seeds, runs=runs, baseline=next(iter(runs)))
+        for run, settings in runs.items():
+            for seed in seeds:
+                config = tomli_w.dumps({"run": {"run": run, "seed": seed}, "settings": BASE | settings})
+                (results / f"{run}-{seed}" / "config.toml").write_text(config)
+        return results
+
+    return write
+
+
+def measured(results, run, seeds=SEEDS, **values):
+    """Put values, one for all seeds or a function of the seed, into a run's metrics.json."""
+    for seed in seeds:
+        path = results / f"{run}-{seed}" / "metrics.json"
+        own = {key: value(seed) if callable(value) else value for key, value in values.items()}
+        write_json(path, json.loads(path.read_text()) | own)
+
+
+def found(results, about: str) -> list[tuple[str, tuple[str, ...]]]:
+    made = findings(summary.summarize(rows.read(results)))
+    return [(one.text, one.runs) for one in made if about in one.text]
+
+
+def test_memory_saved_and_time_added(study):
+    results = study({"plain": {}, "full": {"activation_checkpointing": "full"}, "other": {"width": 8}})
+    measured(results, "plain", peak_memory_gib=10.0, activation_mib=800.0, step_seconds_median=1.0)
+    time = {1: 1.2, 2: 1.3, 3: 1.3 * 1.3 / 1.2}  # logs evenly apart: the middle one is the geometric mean
+    measured(results, "full", peak_memory_gib=4.0, activation_mib=80.0, step_seconds_median=time.get)
+    half = 4.302653 * math.log(1.3 / 1.2) / math.sqrt(3)
+    low, high = (round(100 * (1.3 * math.exp(sign * half) - 1)) for sign in (-1, 1))
+    assert found(results, "peak memory") == [
+        (
+            "full against plain (activation_checkpointing = full): peak memory 60 % less, "
+            f"activations kept 90 % less, step time 30 % more ({low} % more to {high} % more); 3 paired seeds.",
+            ("full", "plain"),
+        )
+    ]
+
+
+def test_one_seed_says_so(study):
+    results = study({"plain": {}, "full": {"activation_checkpointing": "full"}}, seeds=(1,))
+    [(text, _)] = found(results, "peak memory")
+    assert text.endswith("; one seed, so no interval.")
+
+
+def test_how_much_larger_a_micro_batch_fits(study):
+    runs = {
+        "small": {},
+        "full": {"activation_checkpointing": "full", "batch_size": 96},
+        "larger": {"activation_checkpointing": "full", "batch_size": 128},
+        "no_technique": {"batch_size": 64},
+    }
+    results = study(runs)
+    peaks = {"small": 10.0, "full": 9.9, "larger": 10.3, "no_technique": 9.6}
+    for run, peak in peaks.items():
+        measured(results, run, peak_memory_gib=peak)
+    assert found(results, "micro-batches") == [
+        (
+            "full holds micro-batches 3 × as large as small's (96 sequences against 32) in 0.99 × its peak memory; "
+            "3 paired seeds.",
+            ("full", "small"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lr", "said"),
+    [
+        (0.004, "4 × its learning rate: the linear rule"),
+        (0.002, "2 × its learning rate: the square-root rule"),
+        (0.001, "1 × its learning rate: neither the linear rule nor the square-root rule"),
+        (0.003, "3 × its learning rate: neither the linear rule nor the square-root rule"),
+    ],
+)
+def test_which_rule_a_learning_rate_followed(study, lr, said):
+    results = study(
+        {"small": {}, "big": {"batch_size": 128, "lr": lr}, "sgd": {"batch_size": 64, "optimizer": "sgd"}}
+    )
+    assert found(results, "learning rate") == [
+        (f"big has 4 × the batch size of small and {said} (linear 4, square root 2).", ("big", "small"))
+    ]
+
+
+def test_speedup_and_efficiency_are_of_throughput(study):
+    results = study({"one": {}, "four": {"processes": 4}, "other": {"width": 8, "processes": 4}})
+    for run, processes in {"one": 1, "four": 4, "other": 4}.items():
+        for seed in SEEDS:
+            path = results / f"{run}-{seed}" / "env.json"
+            write_json(path, json.loads(path.read_text()) | {"processes": processes})
+    measured(results, "one", tokens_per_second=1000.0, train_seconds=1.0)
+    measured(results, "four", tokens_per_second=3200.0, train_seconds=9.0)  # seconds decide nothing
+    assert found(results, "efficiency") == [
+        (
+            "four in 4 processes trains 3.20 × as many tokens a second as one in 1: efficiency 80%; 3 paired seeds. "
+            "Samples really consumed by all processes together: 9,600 and 9,600.",
+            ("four", "one"),
+        )
+    ]
+
+
+def test_time_to_the_baselines_final_loss(study):
+    results = study({"base": {}, "quick": {"lr": 0.002}, "slow": {"lr": 1e-5}})
+    for seed in SEEDS:
+        for run, losses in {"base": [3.0, 2.5, 2.0], "quick": [2.2, 1.9, 1.8], "slow": [4, 3, 2.001]}.items():
+            table = [f"{s},{s * 4096},{loss}" for s, loss in zip((100, 200, 300), losses, strict=True)]
+            (results / f"{run}-{seed}" / "evals.csv").write_text(
+                "\n".join(["step,tokens_seen,val_loss", *table])
+            )
+            measured(results, run, (seed,), val_loss=losses[-1])
+            test = results / "test" / f"{run}-{seed}.json"
+            write_json(test, json.loads(test.read_text()) | {"test_loss": losses[-1] + seed / 100})
+        path = results / f"quick-{seed}" / "steps.csv"
+        path.write_text(path.read_text().replace(",0.1,", ",0.2,"))  # twice as long a step
+    assert found(results, "final validation loss") == [
+        (
+            "quick reached base's final validation loss after 0.67 × the tokens and 1.33 × the seconds of training "
+            "that base took, in 3 of 3 seeds; looked at where it was evaluated.",
+            ("quick", "base"),
+        ),
+        ("slow never reached base's final validation loss in any of 3 seeds.", ("slow", "base")),
+    ]
+
+
+def test_sparsity_that_was_reached(study):
+    results = study({"dense": {}, "pruned": {"lr": 0.01}})
+    measured(results, "dense", sparsity=0.0)
+    measured(results, "pruned", sparsity=lambda seed: 0.49 + seed / 1000)
+    half = 100 * 4.302653 * 0.001 / math.sqrt(3)
+    assert found(results, "weights 0") == [
+        (f"pruned ended with 49.2 ± {half:.1f} % of its weights 0; 3 seeds.", ("pruned",))
+    ]
+
+
+def test_identical_results(study):
+    results = study({"plain": {}, "full": {"activation_checkpointing": "full"}})
+    text = "full has exactly the test loss of plain in all 3 seeds"
+    assert found(results, "exactly") == [
+        (f"{text}, and the same training loss at every step.", ("full", "plain"))
+    ]
+    path = results / "full-2" / "steps.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[5].split(",")
+    lines[5] = ",".join([*cells[:2], str(float(cells[2]) + 1e-9), *cells[3:]])
+    path.write_text("\n".join(lines))
+    assert found(results, "exactly") == [(f"{text}.", ("full", "plain"))]
+
+
+def test_nothing_is_found_in_runs_that_are_not_comparable_or_on_another_machine(study):
+    results = study({"plain": {}, "full": {"activation_checkpointing": "full"}})
+    path = results / "full-2" / "env.json"
+    write_json(path, json.loads(path.read_text()) | {"torch": "1.0"})
+    assert found(results, "peak memory") == [] and found(results, "exactly") != []
+    measured(results, "full", evaluation_sha256="0" * 64)
+    assert found(results, "") == []
+    write_run(results, "full", 2)
+    for seed in SEEDS:
+        (results / f"full-{seed}" / "metrics.json").unlink()
+    assert found(results, "") == []
