@@ -16,7 +16,7 @@ from metrics.rows import RunSeed
 from metrics.summary import Summary
 from metrics.words import footnotes, headline, number
 from plots.figures import Figure, comparisons, over_steps
-from plots.tables import Table, cost_table, quality_table, unlike, verdicts
+from plots.tables import Table, cost_table, quality_table, verdicts
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LONGEST_SAMPLE = 1500  # characters of one text that are shown
@@ -112,14 +112,27 @@ def _fairness(summary: Summary) -> str:
     parts = [f"<p>Compared at {escape(summary.axis)}.</p>"]
     if study.frozen:
         parts.append(f"<p>Settings that no run may change: {escape(', '.join(study.frozen))}.</p>")
-    rows = [list(row) for row in unlike(summary)]
-    rows += [[run.run, run.state, "; ".join(run.notes)] for run in summary.runs if run.state != "complete"]
+    rows: list[list[str]] = []
+    notes: dict[str, list[str]] = {}
+    for run in summary.runs:
+        reasons = {
+            "invalid": run.invalid,
+            "not comparable": run.not_comparable,
+            "costs not comparable": run.costs_not_comparable,
+        }
+        rows += [[run.run, what, why] for what, reason in reasons.items() for why in reason]
+        if run.state == "complete":
+            for note in run.notes:
+                notes.setdefault(note, []).append(run.run)
+        else:
+            rows.append([run.run, run.state, "; ".join(run.notes)])
     if rows:
-        caption = "Runs that are not ranked, and why"
-        parts.append(_table((["run", "what it is", "why"], rows), caption, "words"))
+        parts.append(
+            _table((["run", "what it is", "why"], rows), "Runs that are not ranked, and why", "words")
+        )
     else:
         parts.append("<p>Every run is complete and comparable.</p>")
-    return "".join(parts)
+    return "".join(parts) + _list([escape(f"{', '.join(runs)}: {note}") for note, runs in notes.items()])
 
 
 def _ledger(summary: Summary) -> str:

@@ -116,22 +116,10 @@ def _share(run: RunSummary, name: str) -> str:
     return f"{share.low:.4f}–{share.high:.4f} of {share.count:,}" if share else "–"
 
 
-def unlike(summary: Summary) -> list[tuple[str, str, str]]:
-    """(run, what it is, why) of every run that may not be compared with the others, wholly or in part."""
-    rows = []
-    for run in summary.runs:
-        rows += [(run.run, "invalid", why) for why in run.invalid]
-        rows += [(run.run, "not comparable", why) for why in run.not_comparable]
-        rows += [(run.run, "costs not comparable", why) for why in run.costs_not_comparable]
-    return rows
-
-
 def verdicts(summary: Summary) -> list[str]:
     """What the study says of each run against the baseline, and of its costs."""
-    sentences = []
-    for run in summary.runs:
-        if run.comparison is not None:
-            sentences += [verdict_sentence(summary, run), cost_sentence(summary, run)]
+    others = [run for run in summary.runs if run.run != summary.results.study.baseline]
+    sentences = [say(summary, run) for run in others for say in (verdict_sentence, cost_sentence)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -145,7 +133,6 @@ def markdown(summary: Summary) -> str:
         f"**{_markdown_text(headline(summary))}**",
         _markdown_list([*verdicts(summary), *found]),
         _markdown_table(quality_table(summary, full=True)),
-        _markdown_list([f"{run}: {what}: {why}" for run, what, why in unlike(summary)]),
         _markdown_table(cost_table(summary, full=True)),
         _markdown_list(footnotes(summary)),
     ]

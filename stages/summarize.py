@@ -72,8 +72,6 @@ def show(console: Console, study: summary.Summary) -> None:
         console.print(table)
     for found in findings.findings(study):
         console.print(f"- {found.text}")
-    for run, what, why in tables.unlike(study):
-        console.print(f"! {run}: {what}: {why}")
     for note in words.footnotes(study):
         console.print(f"* {note}")
 

@@ -97,14 +97,15 @@ def test_a_run_that_is_not_like_the_others_is_named_and_not_ranked(study, change
     page = report.html(study)
     assert "Every run is complete and comparable." in page
     assert 'class="aside"' not in page and "Grey rows" not in page
-    page = report.html(_changed(study, "sgd", comparison=None, ratios={}, **changes))
+    sgd = {"comparison": None, "ratios": dict.fromkeys(study.runs[0].ratios), **changes}
+    page = report.html(_changed(study, "sgd", **sgd))
     [[why]] = changes.values()
     assert f"sgd {state} {why}" in _text(_section(page, "What is comparable"))
     assert page.count('class="aside"') == 2 and "Grey rows are not ranked" in page
     assert "Not drawn, since not comparable: sgd." in page
     comparison = _section(page, "Comparison")
     assert ">adamw: 2.113 ± 0.021<" in comparison and ">sgd" not in comparison
-    assert f"- sgd: {state}: {why}" in tables.markdown(_changed(study, "sgd", comparison=None, **changes))
+    assert f"sgd: {state}: {why}" in tables.markdown(_changed(study, "sgd", **sgd))
 
 
 def test_diverged_runs_counts_and_samples_are_shown(tmp_path):
