@@ -298,5 +298,10 @@ def _padded(values: Sequence[float]) -> Domain:
 
 
 def _single(values: Sequence[float]) -> Domain | None:
-    """An axis around the only value there is, where the drawing library would make one without length."""
-    return _padded(values) if values and min(values) == max(values) else None
+    """An axis around the only value there is, where the drawing library would make one without length.
+
+    Means of equal values differ in their last digits.
+    """
+    if not values or max(values) - min(values) > 1e-6 * abs(max(values)):
+        return None
+    return _padded([max(values)])

@@ -115,17 +115,17 @@ def _fairness(summary: Summary) -> str:
     rows: list[list[str]] = []
     notes: dict[str, list[str]] = {}
     for run in summary.runs:
+        if run.state != "complete":
+            rows.append([run.run, run.state, "; ".join(run.notes)])
+            continue
         reasons = {
             "invalid": run.invalid,
             "not comparable": run.not_comparable,
             "costs not comparable": run.costs_not_comparable,
         }
         rows += [[run.run, what, why] for what, reason in reasons.items() for why in reason]
-        if run.state == "complete":
-            for note in run.notes:
-                notes.setdefault(note, []).append(run.run)
-        else:
-            rows.append([run.run, run.state, "; ".join(run.notes)])
+        for note in run.notes:
+            notes.setdefault(note, []).append(run.run)
     if rows:
         parts.append(
             _table((["run", "what it is", "why"], rows), "Runs that are not ranked, and why", "words")

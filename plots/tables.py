@@ -73,10 +73,8 @@ def quality_table(summary: Summary, full: bool = False) -> Table:
     others = [
         name for name in others if name != study.metric and any(r.estimates[name] for r in summary.runs)
     ]
-    shares = [name for name in METRICS if any(name in run.proportions for run in summary.runs)]
     heads = ["run", "seeds", summary.metric.label, "difference", "p", "verdict"]
     heads += [METRICS[name].label for name in others]
-    heads += [f"{METRICS[name].label}, binomial 95 %" for name in shares if full]
     rows = []
     for run in summary.runs:
         comparison = run.comparison if run.complete_seeds else None
@@ -84,7 +82,6 @@ def quality_table(summary: Summary, full: bool = False) -> Table:
         p = p_value(comparison.p_holm if comparison else None)
         cells = [marked(run), _seeds(summary, run), _cell(run, study.metric), difference, p, run.status]
         cells += [_cell(run, name, interval=full) for name in others]
-        cells += [_share(run, name) for name in shares if full]
         rows.append(cells)
     return heads, rows
 
@@ -109,11 +106,6 @@ def cost_table(summary: Summary, full: bool = False) -> Table:
 def _cell(run: RunSummary, name: str, interval: bool = True) -> str:
     estimate = run.estimates[name]
     return with_interval(estimate) if interval else number(estimate.mean if estimate else None)
-
-
-def _share(run: RunSummary, name: str) -> str:
-    share = run.proportions.get(name)
-    return f"{share.low:.4f}–{share.high:.4f} of {share.count:,}" if share else "–"
 
 
 def verdicts(summary: Summary) -> list[str]:

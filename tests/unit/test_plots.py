@@ -50,6 +50,13 @@ def test_values_that_cannot_be_drawn_leave_a_gap(losses, log, drawn):
     assert line.count("M") == (2 if None in drawn else 1)
 
 
+@pytest.mark.parametrize("losses", [[3.2, 3.2], [3.2, 3.2000000000000006]])
+def test_equal_values_have_an_axis_around_them(losses):
+    drawing = svg(charts.curve(_curve(losses), "train_loss", "t", "y", ["b"]), "x", "d")
+    # 5 % of 3.2 on either side
+    assert {"3.1", "3.2", "3.3"} <= set(re.findall(r">([\d.]+)</text>", drawing))
+
+
 def test_svg_ids_do_not_clash_between_charts():
     # A clip path is what has an id here.
     frame = pl.DataFrame({"x": [1.0, 2.0]})
