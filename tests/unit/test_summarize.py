@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from fake_results import write_json, write_study
+from fake_results import write_json, write_run, write_study
 
 from stages import summarize
 
@@ -75,6 +75,23 @@ def test_runs_that_are_not_ranked_are_readable_in_a_terminal(tmp_path, capsys):
     assert "gone: seeds 1, 2, 3: diverged: loss 9 > 3" in text
     assert text.index("Against adamw on test loss") < text.index("Results:") < text.index("Cost:")
     assert "…" not in text  # nothing is cut
+
+
+def test_every_table_marks_what_did_not_go_as_requested(tmp_path, capsys):
+    results, reports = write_study(tmp_path), tmp_path / "reports"
+    write_run(results, "sgd", 2, agrees=False)
+    assert summarize.main([str(results), str(reports)]) == 0
+    words = "compile: requested true, in effect false (seed 2)"
+    assert f"* sgd: not as requested: {words}" in capsys.readouterr().out
+    assert f"- sgd: not as requested: {words}" in (reports / "table.md").read_text()
+    assert f"sgd: not as requested: {words}" in (reports / "report.html").read_text()
+    rows = {row["run"]: row for row in csv.DictReader((reports / "table.csv").read_text().splitlines())}
+    assert rows["sgd"]["not_as_requested"] == words and rows["adamw"]["not_as_requested"] == ""
+    in_effect = {
+        path.stem: json.loads(path.read_text())["in_effect"] for path in (reports / "metrics").glob("*")
+    }
+    others = dict.fromkeys(("adamw", "adamw-checkpointing"), "as requested")
+    assert in_effect == others | {"sgd": words}
 
 
 @pytest.mark.parametrize("unfinished", [False, True])

@@ -1,0 +1,205 @@
+"""Keeps the figures in documents as their rows have them, and the rows of a study as a record.
+
+    python -m stages.quotes                             exit 2, naming each document that says what its rows do not
+    python -m stages.quotes --write                     make quoted tables, and the records' own pages, again
+    python -m stages.quotes --keep results/X records/X  copy the rows of a study, without models, and then --write
+
+A source is a study's results directory, or a file of the benchmarks' rows. In Markdown:
+
+    <!-- quote: SOURCE -->              its tables, from here …
+    <!-- end of quote -->               … to here
+    <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
+                                        regular expression ROW finds; if ROW has groups, in what they match
+
+A table of results outside a quote, and a sentence with measured figures without its source, are refused too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+
+from engine.errors import ConfigError, command
+from metrics import rows, summary
+from plots import report
+from stages import summarize
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "records/README.md", "benchmarks/README.md")
+LEFT_BEHIND = ("*.safetensors", "*.lock", "*.gz", ".gitignore")  # models and traces are no rows
+QUOTE = re.compile(r"<!-- quote: (\S+) -->\n(.*?)<!-- end of quote -->", re.DOTALL)
+FIGURES = re.compile(r'<!-- figures: (\S+) "([^"]+)" -->')
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+TABLE = re.compile(r"─{20}")  # the line under the heads of every table of ours
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
+MEASURED = re.compile(
+    r"\d\.\d+ ×|\d\.\d+ of the \w|\d tokens/s|\d GiB|± ?\d|\d nats|\d % (more|less|fewer|faster|slower)"
+)
+NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
+
+
+@cache
+def source_text(root: Path, source: str) -> str:
+    """The tables of a source, as they are printed.
+
+    Raises:
+        ConfigError: there is no such source.
+    """
+    path = root / source
+    if path.is_dir():
+        page = io.StringIO()
+        console = Console(file=page, width=summarize.WIDTH, markup=False, emoji=False, highlight=False)
+        summarize.show(console, _study(path))
+        lines = (line.rstrip() for line in page.getvalue().splitlines())
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+    if not path.is_file():
+        raise ConfigError(
+            "no such rows; python -m stages.quotes --keep RESULTS RECORD makes a record", source
+        )
+    return _run("benchmarks.table", path).strip("\n")
+
+
+def _run(module: str, *paths: Path) -> str:
+    """What a command of this repository prints: nobody may import the benchmarks."""
+    arguments = [sys.executable, "-m", module, *(str(path.resolve()) for path in paths)]
+    return subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY).stdout
+
+
+def _study(directory: Path) -> summary.Summary:
+    try:
+        return summary.summarize(rows.read(directory))
+    except rows.ResultsError as error:
+        raise ConfigError(str(error)) from None
+
+
+def quoted(root: Path, text: str) -> str:
+    """A page's text with every quote made again from its source."""
+
+    def again(found: re.Match) -> str:
+        source = found[1]
+        block = "\n".join(f"    {line}" if line else "" for line in source_text(root, source).splitlines())
+        return f"<!-- quote: {source} -->\n\n{block}\n\n<!-- end of quote -->"
+
+    return QUOTE.sub(again, text)
+
+
+def page_problems(root: Path, page: Path) -> list[str]:
+    """What a page says that its rows do not, or without saying which rows."""
+    text, name = page.read_text(encoding="utf-8"), page.relative_to(root)
+    problems = [f"{name}: a quote is not what its rows say; python -m stages.quotes --write"] * (
+        quoted(root, text) != text
+    )
+    rest = QUOTE.sub("", text)
+    problems += [
+        f"{name}: a table of results outside a quote: {line.strip()[:40]}…" for line in _tables(rest)
+    ]
+    waiting: list[tuple[str, str]] = []  # markers that stand before their paragraph
+    for paragraph in re.split(r"\n\s*\n", re.sub(r"(?m)^    .*$", "", rest)):
+        sources = waiting + FIGURES.findall(paragraph)
+        prose = NOT_PROSE.sub("", COMMENT.sub("", paragraph))
+        waiting = sources if not prose.strip() else []
+        if sources:
+            known = {number for source in sources for number in _numbers(root, *source)}
+            problems += [
+                f"{name}: {number} is not in its rows ({'; '.join(' '.join(s) for s in sources)})"
+                for number in DECIMAL.findall(prose)
+                if number not in known
+            ]
+        elif found := MEASURED.search(prose):
+            problems.append(f'{name}: a measured figure without <!-- figures: SOURCE "ROW" -->: …{found[0]}…')
+    return problems
+
+
+def _tables(text: str) -> list[str]:
+    """The heads of tables: the line before each rule."""
+    lines = text.splitlines()
+    return [lines[i - 1] for i in range(1, len(lines)) if TABLE.search(lines[i])]
+
+
+def _numbers(root: Path, source: str, row: str) -> set[str]:
+    """The decimal numbers in the lines of a source that `row` finds, or in its groups there."""
+    lines = [
+        (line, found) for line in source_text(root, source).splitlines() if (found := re.search(row, line))
+    ]
+    if not lines:
+        raise ConfigError(f"no line has {row!r} in it", source)
+    parts = [part for line, found in lines for part in (found.groups() or (line,))]
+    return {number for part in parts for number in DECIMAL.findall(part)}
+
+
+def record_problems(root: Path) -> list[str]:
+    """Records whose page is not what their rows give."""
+    problems = []
+    for results in sorted(root.glob("records/*/results")):
+        table = results.parent / "report" / "table.md"
+        if not table.is_file() or table.read_text(encoding="utf-8") != report.markdown(_study(results)):
+            problems.append(
+                f"{table.relative_to(root)} is not what its rows say; python -m stages.quotes --write"
+            )
+    for file in sorted(root.glob("records/*/*.jsonl")):
+        page = file.parent / "README.md"
+        if source_text(root, str(file.relative_to(root))) not in page.read_text(encoding="utf-8"):
+            problems.append(
+                f"{page.relative_to(root)} is not what {file.name} says; python -m stages.quotes --write"
+            )
+    return problems
+
+
+def problems(root: Path) -> list[str]:
+    """Every page and record under `root` that its rows do not bear out."""
+    pages = sorted(page for pattern in PAGES for page in root.glob(pattern))
+    return [problem for page in pages for problem in page_problems(root, page)] + record_problems(root)
+
+
+def write(root: Path) -> None:
+    """Make the records' pages and all quotes again."""
+    for results in sorted(root.glob("records/*/results")):
+        _run("stages.summarize", results, results.parent / "report")
+    for directory in sorted({file.parent for file in root.glob("records/*/*.jsonl")}):
+        _run("benchmarks.record", directory)
+    for page in (page for pattern in PAGES for page in root.glob(pattern)):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(quoted(root, text), encoding="utf-8")
+
+
+def keep(results: Path, record: Path) -> None:
+    """Copy a study's rows to record/results, replacing what was there.
+
+    Raises:
+        ConfigError: a run of the study is not finished.
+    """
+    unfinished = [
+        f"{one.run}-{one.seed} is {one.state}: {one.reason}"
+        for one in _study(results).results.runs
+        if one.state not in ("complete", "diverged")
+    ]
+    if unfinished:
+        raise ConfigError(unfinished, str(results))
+    shutil.rmtree(record / "results", ignore_errors=True)
+    shutil.copytree(results, record / "results", ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="make quotes and the records' pages again")
+    parser.add_argument("--keep", nargs=2, type=Path, metavar=("RESULTS", "RECORD"))
+    arguments = parser.parse_args()
+    if arguments.keep:
+        keep(*arguments.keep)
+    if arguments.keep or arguments.write:
+        write(Path())
+    elif found := problems(Path()):
+        raise ConfigError(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Figures in documents are those of their rows: a page that says something else, or not whence, is refused."""
+
+import json
+import shutil
+
+import pytest
+from engine_runs import REPOSITORY
+from fake_results import write_run, write_study
+
+from engine.errors import ConfigError
+from stages import quotes
+
+STUDY = "records/fake/results"
+ROWS = "records/speed/rows.jsonl"
+RATIO = r"engine +\S+ +(\S+)"  # its speed, not its memory, which is 1.01 too
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository with a study's record and one of the benchmarks, and a page that quotes both."""
+    quotes.source_text.cache_clear()  # the rows change during a test
+    results = write_study(tmp_path)
+    (results / "adamw-1" / "model.safetensors").write_text("weights")
+    (results / ".sgd-1.lock").touch()
+    quotes.keep(results, tmp_path / "records" / "fake")
+    (tmp_path / "records" / "speed").mkdir()
+    shutil.copy(REPOSITORY / "records" / "speed-cpu" / "cpu.jsonl", tmp_path / ROWS)
+    page(
+        tmp_path,
+        f"# Page\n\n<!-- quote: {STUDY} -->\n<!-- end of quote -->\n\n"
+        f"<!-- quote: {ROWS} -->\n<!-- end of quote -->\n\n"
+        f'<!-- figures: {ROWS} "{RATIO}" -->\nThe engine is 1.01 × nanoGPT ([the record](x/1.77.md)), `2.88`.\n',
+    )
+    quotes.write(tmp_path)
+    quotes.source_text.cache_clear()
+    return tmp_path
+
+
+def page(root, text=None) -> str:
+    """README.md's text, or put this into it."""
+    if text is not None:
+        (root / "README.md").write_text(text, encoding="utf-8")
+    return (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_page_of_this_repository_says_what_its_rows_say():
+    quotes.source_text.cache_clear()
+    assert quotes.problems(REPOSITORY) == []
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    sources = [found[0] for found in quotes.QUOTE.findall(readme)]
+    assert sources == [
+        "records/quickstart/results",
+        "records/wikitext2-h200/results",
+        "records/speed-h200/speed.jsonl",
+    ]
+
+
+def test_a_page_is_made_from_its_rows(root):
+    assert quotes.problems(root) == []
+    text = page(root)
+    assert "    Study quickstart: Does activation checkpointing" in text
+    assert "\n     sgd " in text and "    engine " in text and " \n" not in text
+    assert quotes.quoted(root, text) == text
+
+
+def test_a_record_has_rows_and_no_models(root):
+    kept = {path.name for path in (root / STUDY).rglob("*")}
+    assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept
+    assert not {"model.safetensors", ".sgd-1.lock"} & kept
+    assert (root / "records/fake/report/table.md").is_file() and (root / "records/speed/README.md").is_file()
+
+
+def test_rows_that_changed_make_the_page_and_the_record_stale(root):
+    write_run(root / STUDY, "sgd", 2, test_loss=3.0)
+    assert quotes.problems(root) == [
+        "README.md: a quote is not what its rows say; python -m stages.quotes --write",
+        "records/fake/report/table.md is not what its rows say; python -m stages.quotes --write",
+    ]
+
+
+def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_stale(root):
+    lines = [json.loads(line) for line in (root / ROWS).read_text().splitlines()]
+    for row in lines:
+        if row["peer"] == "engine":
+            row["tokens_per_second"] *= 2
+    (root / ROWS).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    found = quotes.problems(root)
+    assert [problem.split(";")[0] for problem in found] == [
+        "README.md: a quote is not what its rows say",
+        f"README.md: 1.01 is not in its rows ({ROWS} {RATIO})",
+        "records/speed/README.md is not what rows.jsonl says",
+    ]
+
+
+def test_an_edited_number_in_a_quote_is_found(root):
+    page(root, page(root).replace("2.619", "2.519"))
+    assert len(quotes.problems(root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("The engine is 1.03 × nanoGPT.", "1.03 is not in its rows"),
+        ("nanoGPT takes 42.81 ms.", "42.81 is not in its rows"),  # true, of another row
+        ("A step takes 42.70 ms.", "42.70 is not in its rows"),  # true, of another column
+    ],
+)
+def test_a_figure_that_its_row_does_not_have(root, said, problem):
+    page(root, page(root).replace("The engine is 1.01 × nanoGPT", said))
+    [found] = quotes.problems(root)
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("We are 1.13 × faster.", "…1.13 ×…"),
+        ("At 0.72 of the memory.", "…0.72 of the m…"),
+        ("That is 591,801 tokens/s.", "…1 tokens/s…"),
+        ("It took 14.5 GiB.", "…5 GiB…"),
+        ("A loss of 2.75 ± 0.25.", "…± 0…"),
+        ("Steps are 12 % slower.", "…2 % slower…"),
+    ],
+)
+def test_a_measured_figure_needs_a_source(root, said, problem):
+    (root / "docs" / "decisions").mkdir(parents=True)
+    (root / "docs" / "decisions" / "0001.md").write_text(f"# Page\n\n{said}\n")
+    assert quotes.problems(root) == [
+        f'docs/decisions/0001.md: a measured figure without <!-- figures: SOURCE "ROW" -->: {problem}'
+    ]
+
+
+def test_sizes_and_settings_need_none(root):
+    page(
+        root,
+        page(root) + "\n32 × 4 sequences of 1,024 tokens, lr 0.003, `1.13 ×`, 5 minutes, torch 2.13.0.\n",
+    )
+    assert quotes.problems(root) == []
+
+
+def test_a_marker_may_stand_before_its_paragraph_and_reaches_no_further(root):
+    marker = f'<!-- figures: {ROWS} "engine" -->'
+    page(root, page(root) + f"\n{marker}\n\n| speed |\n|---|\n| 1.01 × |\n")
+    assert quotes.problems(root) == []
+    page(root, page(root) + "\nAlso 1.01 × here.\n")
+    assert len(quotes.problems(root)) == 1
+
+
+def test_a_table_outside_a_quote(root):
+    page(root, page(root) + f"\n    run   tokens/s\n    {'─' * 30}\n    mine  9,999\n")
+    assert quotes.problems(root) == ["README.md: a table of results outside a quote: run   tokens/s…"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "problem"),
+    [
+        ('<!-- figures: records/gone.jsonl "engine" -->', "no such rows; python -m stages.quotes --keep"),
+        (f'<!-- figures: {ROWS} "nobody" -->', "no line has 'nobody' in it"),
+    ],
+)
+def test_a_source_that_is_not_there(root, marker, problem):
+    page(root, f"{marker}\n1.01 × nanoGPT\n")
+    with pytest.raises(ConfigError, match=problem):
+        quotes.problems(root)
+
+
+def test_an_unfinished_study_is_not_kept(tmp_path):
+    results = write_study(tmp_path)
+    (results / "sgd-2" / "metrics.json").unlink()
+    with pytest.raises(ConfigError, match="sgd-2 is incomplete: interrupted or still running"):
+        quotes.keep(results, tmp_path / "records" / "fake")
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_command_exits_2_and_names_the_page(root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("sys.argv", ["quotes"])
+    quotes.main()
+    page(root, "We are 1.13 × faster.\n")
+    with pytest.raises(SystemExit, match="2"):
+        quotes.main()
+    assert "README.md: a measured figure without" in capsys.readouterr().err
