@@ -27,6 +27,7 @@ CHARACTER = 7.0  # width of an average character at FONT
 FONT, TITLE_FONT = 13, 15
 SQUARE = 370  # sides of the scatter
 NUMBER = ",.7~r"  # of an axis: 690,000, 0.00025, 3.2, even where all values are equal
+WHOLE = "datum.value % 1 ? '' : format(datum.value, ',')"  # there is no half step
 LARGEST_POINT = 700  # area of the circle of the largest memory, square pixels
 
 Domain = tuple[float, float]
@@ -118,7 +119,7 @@ def curve_layers(  # noqa: PLR0913
         "axis": alt.Axis(tickCount=6, format=NUMBER),
     }
     base = base.encode(
-        x=alt.X(x, type="quantitative", title=x_axis, axis=alt.Axis(tickCount=6, tickMinStep=1)),
+        x=alt.X(x, type="quantitative", title=x_axis, axis=alt.Axis(tickCount=6, labelExpr=WHOLE)),
         color=looks.colour,
         **looks.every,
     )

@@ -26,7 +26,8 @@ def _looks() -> charts.Looks:
     """Colour by run, in the order of the rows, which is the study's; dash, shape and row by revision."""
     run = {"type": "nominal", "sort": None, "scale": alt.Scale(range=list(charts.OKABE_ITO))}
     dashes = alt.Scale(range=[list(dash) for dash in charts.DASHES])
-    dash = alt.StrokeDash("rev", type="nominal", sort=None, title="revision", scale=dashes)
+    lines = alt.Legend(title="revision", **charts.LINE_LEGEND)
+    dash = alt.StrokeDash("rev", type="nominal", sort=None, scale=dashes, legend=lines)
     return charts.Looks(
         alt.Color("run", legend=alt.Legend(title="run", **charts.LINE_LEGEND), **run),
         alt.Fill("run", legend=None, **run),
@@ -53,16 +54,21 @@ def _finish(chart: charts.Chart) -> dict[str, Any]:
     return spec
 
 
-def curve(log: bool = False) -> dict[str, Any]:
+def curve(log: bool = False, points: bool = False) -> dict[str, Any]:
     """A line and a band over x, from the columns y, y_low and y_high: colour by run, dash by revision."""
     base = _base().transform_filter(f"datum['{Y}_low'] > 0") if log else _base()
-    layers = charts.curve_layers(base, Y, Y_LABEL, _looks(), x=X, x_axis=X_LABEL, log=log)
+    layers = charts.curve_layers(base, Y, Y_LABEL, _looks(), x=X, x_axis=X_LABEL, log=log, points=points)
     return _finish(layers.properties(width=charts.WIDTH, height=charts.HEIGHT))
 
 
 def log_curve() -> dict[str, Any]:
     """The same on a logarithmic axis, for values that differ by orders of magnitude."""
     return curve(log=True)
+
+
+def point_curve() -> dict[str, Any]:
+    """The same with each measurement marked, for few of them."""
+    return curve(points=True)
 
 
 def intervals() -> dict[str, Any]:
@@ -93,6 +99,7 @@ def _panels(layers: alt.LayerChart, independent: str) -> dict[str, Any]:
 TEMPLATES = {
     "plumbline_curve.json": curve,
     "plumbline_log_curve.json": log_curve,
+    "plumbline_point_curve.json": point_curve,
     "plumbline_intervals.json": intervals,
     "plumbline_trade_off.json": trade_off,
 }

@@ -148,8 +148,8 @@ def test_plots_are_drawn_without_a_network(sandbox, first):
     assert "vegaEmbed" in page and not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page)
     assert page.count("vegaEmbed('#") == 6
     if browser.find():  # else the unit tests have drawn the templates without one
-        drawn = "[...page.querySelectorAll('.vega-embed canvas')].map((one) => one.height)"
-        assert [height > 100 for height in browser.ask(page, drawn, milliseconds=500)] == [True] * 6
+        heights = "[...page.querySelectorAll('.vega-embed svg.marks')].map((one) => one.clientHeight)"
+        assert [height > 200 for height in browser.ask(page, heights, milliseconds=500)] == [True] * 6
 
 
 def trainers(sandbox) -> list[int]:

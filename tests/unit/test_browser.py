@@ -78,14 +78,8 @@ def test_the_report_prints(page, tmp_path):
 def test_the_page_of_dvc_draws_without_a_network(tmp_path_factory):
     page = dvc_page(tmp_path_factory.mktemp("dvc"))
     seen = browser.ask(page, LOOK, 700, milliseconds=500)
-    charts = [box for box in seen["svgs"] if box[2] > 200]
-    drawn = browser.ask(
-        page,
-        "page.querySelectorAll('.vega-embed canvas, .vega-embed svg.marks').length",
-        700,
-        milliseconds=500,
-    )
-    assert drawn == 4, (drawn, charts)
+    drawn = [height for _, _, height in seen["svgs"] if height > 200]  # the others are its menus
+    assert len(drawn) == page.count("vegaEmbed('#") == 5
     assert seen["loaded"] == []
     assert not re.search(r"error|NaN|undefined", seen["text"])
 

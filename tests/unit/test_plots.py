@@ -138,6 +138,7 @@ def _dvc(study, name):
     frame, x, y = {
         "plumbline_curve": (curve, "step", "lr"),
         "plumbline_log_curve": (curve, "step", "lr"),
+        "plumbline_point_curve": (curve, "step", "lr"),
         "plumbline_intervals": (frames.bars(study, ("test_loss", "peak_memory_gib")), "value", "run"),
         "plumbline_trade_off": (trade_offs.trade_offs(study), "speed", "value"),
     }[name]
@@ -162,6 +163,7 @@ def dvc_page(folder):
     [
         ("plumbline_curve", ["the title", "the x", "the y", "sgd", "HEAD"], 6),
         ("plumbline_log_curve", ["the title", "the x", "the y", "sgd", "HEAD"], 6),
+        ("plumbline_point_curve", ["the title", "the x", "the y", "sgd", "HEAD"], 6),
         ("plumbline_intervals", ["the title", "test loss (nats/token)", "sgd: 2.619 ± 0.043", "HEAD"], 0),
         ("plumbline_trade_off", ["the title", "the x", "test loss (nats/token)", "sgd", "HEAD"], 0),
     ],
@@ -184,6 +186,7 @@ def test_dvc_fills_the_templates_and_they_draw(study, name, texts, lines):
     [
         (templates.curve, lambda c: c.curve_layers),
         (templates.log_curve, lambda c: c.curve_layers),
+        (templates.point_curve, lambda c: c.curve_layers),
         (templates.intervals, lambda c: c.interval_layers),
         (templates.trade_off, lambda c: c.trade_off_layers),
     ],
