@@ -60,7 +60,10 @@ def _run(*arguments: str) -> str:
         )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, *FLAGS, f"--user-data-dir={profile}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise BrowserError(f"{browser} did not end within {SECONDS} seconds") from None
     if done.returncode:
         raise BrowserError(f"{browser} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout

@@ -124,9 +124,10 @@ def curve_layers(  # noqa: PLR0913
         **looks.every,
     )
     band = base.mark_area(opacity=0.2).encode(y=alt.Y(f"{y}_low", **position), y2=f"{y}_high")
-    marks = alt.OverlayMarkDef(size=25) if points else False
-    line = base.mark_line(strokeWidth=1.6, point=marks, tooltip=alt.TooltipContent("data"))
-    return alt.layer(band, line.encode(y=alt.Y(y, **position), strokeDash=looks.dash))
+    line = base.mark_line(strokeWidth=1.6, tooltip=alt.TooltipContent("data"))
+    line = line.encode(y=alt.Y(y, **position), strokeDash=looks.dash)
+    dots = [base.mark_circle(size=25, opacity=1).encode(y=alt.Y(y, **position))] if points else []
+    return alt.layer(band, *dots, line)
 
 
 def curve(  # noqa: PLR0913
