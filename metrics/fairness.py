@@ -162,7 +162,7 @@ def _unchecked(one: RunSeed) -> Iterator[str]:
     """What its rows have no hash of, so that it cannot be compared."""
     keys = {"data order": "data_order_sha256", "evaluation set": HASHES[0], "evaluation precision": HASHES[1]}
     if absent := [what for what, key in keys.items() if one.metrics.get(key) is None]:
-        yield f"not checked, for its rows have no hash of it: {', '.join(absent)}"
+        yield f"not checked (rows without hashes): {', '.join(absent)}"
 
 
 def _machine(one: RunSeed, other: RunSeed) -> Iterator[str]:

@@ -178,7 +178,7 @@ def test_what_was_never_hashed_is_said(results):
         change(results / f"sgd-{seed}" / "metrics.json", data_order_sha256=None, evaluation_sha256=None)
     sgd = of(summarized(results))
     assert sgd.status == "worse"
-    assert sgd.notes == ("not checked, for its rows have no hash of it: data order, evaluation set",)
+    assert sgd.notes == ("not checked (rows without hashes): data order, evaluation set",)
 
 
 @pytest.mark.parametrize(("key", "value"), [("device_name", "NVIDIA H100"), ("torch", "2.11.0")])

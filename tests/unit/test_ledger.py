@@ -28,6 +28,11 @@ LINES = [
     "tokenizer",
     "seed",
     "optimizer",
+    "optimizer_kernel",
+    "optimizer_state",
+    "weight_decay",
+    "sharding",
+    "eval_precision",
 ]
 
 
