@@ -58,6 +58,16 @@ def test_memory_saved_and_time_added(study):
     ]
 
 
+def test_a_cost_that_may_be_more_or_less_is_said_to_be_so(study):
+    results = study({"plain": {}, "full": {"activation_checkpointing": "full"}})
+    measured(results, "plain", step_seconds_median=1.0)
+    measured(results, "full", step_seconds_median={1: 0.5, 2: 1.2, 3: 2.88}.get)
+    half = 4.302653 * math.log(2.4) / math.sqrt(3)
+    low, high = 1.2 * math.exp(-half), 1.2 * math.exp(half)
+    [(text, _)] = found(results, "peak memory")
+    assert f"step time 20 % more, which these seeds do not tell from none ({low:.2f}–{high:.0f} ×)" in text
+
+
 def test_one_seed_says_so(study):
     results = study({"plain": {}, "full": {"activation_checkpointing": "full"}}, seeds=(1,))
     [(text, _)] = found(results, "peak memory")
