@@ -9,6 +9,7 @@ import polars as pl
 
 from metrics.rows import Results
 from metrics.summary import COSTS, METRICS, RunSummary, Summary
+from metrics.words import short, with_interval
 
 # The columns of `dvc metrics show` besides the study's own metric, and their decimals: few and short enough
 # to be read side by side. Step time says the same as tokens/s, and validation loss and bits per byte nearly
@@ -81,17 +82,27 @@ def table_frame(summary: Summary) -> pl.DataFrame:
 
 
 def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
-    """Columns run, metric (label and unit), value, low, high (95 % interval; null for one seed)."""
+    """Columns run, label (run and value in words), metric (label and unit), value, low, high.
+
+    low and high are the 95 % interval, null for one seed. Comparable runs only, and of costs those whose costs
+    are: a chart on one scale ranks what it shows.
+    """
     rows = []
     for name in names:
-        for run in summary.complete:
+        for run in summary.comparable:
             estimate = run.estimates[name]
-            if estimate is not None and math.isfinite(estimate.mean):
-                half = estimate.half_width
-                low, high = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
-                rows.append((run.run, METRICS[name].axis, estimate.mean, low, high))
-    types = {"run": pl.String, "metric": pl.String} | dict.fromkeys(("value", "low", "high"), pl.Float64)
-    return pl.DataFrame(rows, schema=types, orient="row")
+            if estimate is None or not math.isfinite(estimate.mean):
+                continue
+            if METRICS[name].cost and run.costs_not_comparable:
+                continue
+            half = estimate.half_width
+            low, high = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
+            label = f"{short(run.run)}: {with_interval(estimate)}"
+            rows.append((run.run, label, METRICS[name].axis, estimate.mean, low, high))
+    words = dict.fromkeys(("run", "label", "metric"), pl.String)
+    return pl.DataFrame(
+        rows, schema=words | dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"
+    )
 
 
 def curves(

@@ -65,6 +65,7 @@ class RunSeed:
     events: tuple[dict[str, Any], ...] = ()
     env: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    samples: tuple[dict[str, Any], ...] = ()  # step, prompt, text: what the model wrote
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         _events(home / "events.jsonl"),
         _object(home / "env.json"),
         config,
+        _samples(home / "samples.jsonl"),
     )
 
 
@@ -198,10 +200,11 @@ def _ledger(path: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _events(path: Path) -> tuple[dict[str, Any], ...]:
+    """The objects of a file with one JSON object a line; none where there is no file."""
     if not path.is_file():
         return ()
     events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -209,6 +212,17 @@ def _events(path: Path) -> tuple[dict[str, Any], ...]:
         except ValueError as error:
             raise ResultsError(f"{path}, line {number}, is not valid JSON: {error}") from error
     return tuple(events)
+
+
+def _samples(path: Path) -> tuple[dict[str, Any], ...]:
+    samples = _events(path)
+    types = {"step": int, "prompt": str, "text": str}
+    for number, one in enumerate(samples, start=1):
+        if not isinstance(one, dict) or not all(isinstance(one.get(k), t) for k, t in types.items()):
+            raise ResultsError(
+                f"{path}, sample {number}, must have a whole number step and the texts prompt and text"
+            )
+    return samples
 
 
 def _config(path: Path) -> dict[str, Any]:

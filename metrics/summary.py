@@ -63,6 +63,11 @@ class Summary:
         """The runs with at least one finished seed."""
         return tuple(run for run in self.runs if run.complete_seeds)
 
+    @property
+    def comparable(self) -> tuple[RunSummary, ...]:
+        """The complete runs whose figures may stand beside the baseline's."""
+        return tuple(run for run in self.complete if not (run.invalid or run.not_comparable))
+
 
 def summarize(results: Results) -> Summary:
     """Means, intervals, verdicts and ratios of every run of the study.

@@ -26,6 +26,12 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{max(decimals, 0)}f}"
 
 
+def short(name: str, most: int = 30) -> str:
+    """The name as it is, or its two ends where it is longer than a chart has room for."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
 def with_interval(estimate: Estimate | None, signed: bool = False) -> str:
     """`mean ± half-width`, both with as many decimals as two digits of the half-width need."""
     if estimate is None:

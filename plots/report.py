@@ -1,6 +1,6 @@
-"""The report of one study: its tables, and one HTML page that needs no network.
+"""The report of one study: one HTML page that needs no network.
 
-Every word from a file is escaped. Must not compute a result: numbers and sentences come from metrics.summary.
+Every word from a file is escaped. Must not compute a result: numbers and sentences come from metrics/.
 """
 
 from __future__ import annotations
@@ -11,199 +11,201 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from metrics.frames import bars, curves
-from metrics.statistics import Ratio
-from metrics.summary import COSTS, METRICS, RunSummary, Summary
-from metrics.words import cost_sentence, footnotes, number, p_value, verdict_sentence, with_interval
-from plots import charts
+from metrics.findings import findings
+from metrics.rows import RunSeed
+from metrics.summary import Summary
+from metrics.words import footnotes, headline, number
+from plots.figures import Figure, comparisons, over_steps
+from plots.tables import Table, cost_table, quality_table, verdicts
 
 TEMPLATE = Path(__file__).with_name("report.html")
-TRADE_OFFS = ("tokens_per_second", "peak_memory_gib", "activation_mib")
-Table = tuple[list[str], list[list[str]]]  # heads, rows of cells
-
-
-def ratio_text(ratio: Ratio | None) -> str:
-    """`0.78 (0.75–0.81)`: the mean and its interval."""
-    if ratio is None:
-        return "–"
-    mean, low, high = (
-        None if v is None else f"{v:.2f}" if v >= 0.1 else number(v, 2)  # noqa: PLR2004
-        for v in (ratio.mean, ratio.low, ratio.high)
-    )
-    return str(mean) if low is None or low == high else f"{mean} ({low}–{high})"
-
-
-def _seeds(summary: Summary, run: RunSummary) -> str:
-    asked = len(summary.results.study.seeds)
-    done = len(run.complete_seeds)
-    return str(done) if done == asked else f"{done} of {asked}"
-
-
-def quality_table(summary: Summary, full: bool = False) -> Table:
-    """Run, seeds, the study's metric, difference, p, verdict, perplexity and bits per byte, as words.
-
-    `full` adds validation and training loss and every interval, which a terminal has no room for.
-    """
-    study = summary.results.study
-    others = ["test_perplexity", "test_bits_per_byte"]
-    if full:
-        others += ["test_loss", "val_loss", "best_val_loss", "train_loss"]
-    others = [name for name in others if name != study.metric]
-    heads = ["run", "seeds", summary.metric.label, "difference", "p", "verdict"]
-    rows = []
-    for run in summary.runs:
-        comparison = run.comparison if run.complete_seeds else None
-        difference = with_interval(comparison.estimate, signed=True) if comparison else "–"
-        p = p_value(comparison.p_holm if comparison else None)
-        measured = [_cell(run, name, interval=full) for name in others]
-        seeds = _seeds(summary, run)
-        rows.append([run.run, seeds, _cell(run, study.metric), difference, p, run.status, *measured])
-    return heads + [METRICS[name].label for name in others], rows
-
-
-def cost_table(summary: Summary, full: bool = False) -> Table:
-    """Run, then speed, step time and memory, with their ratios to the baseline where there is room."""
-    with_ratio = COSTS if full else ("step_milliseconds", "activation_mib")
-    heads = ["run"]
-    for name in COSTS:
-        heads += [METRICS[name].axis, "ratio"] if name in with_ratio else [METRICS[name].axis]
-    rows = []
-    for run in summary.runs:
-        cells = [run.run]
-        for name in COSTS:
-            cells.append(_cell(run, name, interval=full))
-            if name in with_ratio:
-                cells.append(ratio_text(run.ratios[name] if run.comparison else None))
-        rows.append(cells)
-    return heads, rows
-
-
-def _cell(run: RunSummary, name: str, interval: bool = True) -> str:
-    estimate = run.estimates[name]
-    return with_interval(estimate) if interval else number(estimate.mean if estimate else None)
-
-
-def markdown(summary: Summary) -> str:
-    """The tables, the verdicts and the footnotes as Markdown."""
-    study = summary.results.study
-    verdicts = [f"- {_markdown_text(text)}" for text in _verdicts(summary)]
-    parts = [
-        f"# {_markdown_text(study.name)}",
-        _markdown_text(study.question),
-        "\n".join(verdicts),
-        _markdown_table(quality_table(summary, full=True)),
-        _markdown_table(cost_table(summary, full=True)),
-        "\n".join(f"- {_markdown_text(note)}" for note in footnotes(summary)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown_text(text: str) -> str:
-    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
-
-
-def _markdown_table(table: Table) -> str:
-    heads, rows = table
-    lines = [heads, [":--"] + ["--:"] * (len(heads) - 1), *([_markdown_text(c) for c in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _verdicts(summary: Summary) -> list[str]:
-    sentences = []
-    for run in summary.runs:
-        if run.comparison is not None:
-            sentences += [verdict_sentence(summary, run), cost_sentence(summary, run)]
-    baseline = summary.results.study.baseline
-    return [s for s in sentences if s] or [
-        f"{baseline} is the only run: there is nothing to compare it with."
-    ]
+LONGEST_SAMPLE = 1500  # characters of one text that are shown
 
 
 def html(summary: Summary) -> str:
     """The whole report as one HTML page, without a link to anything outside it."""
     study = summary.results.study
+    quality = f"Results: mean ± 95 % interval over seeds, difference to {study.baseline}"
+    cost = f"Cost: mean ± 95 % interval over seeds, ratio to {study.baseline} with its 95 % interval"
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Study {study.name}"),
         question=escape(study.question),
-        verdicts=_paragraphs(_verdicts(summary)),
-        quality=_table(quality_table(summary, full=True)),
-        cost=_table(cost_table(summary, full=True)),
-        baseline=escape(study.baseline),
-        notes=_list(footnotes(summary)),
-        charts=_charts(summary),
+        headline=escape(headline(summary)),
+        verdicts=_list([escape(text) for text in verdicts(summary)]),
+        findings=_findings(summary),
+        quality=_table(quality_table(summary, full=True), quality, anchors=True, aside=_aside(summary)),
+        cost=_table(cost_table(summary, full=True), cost, aside=_aside(summary)),
+        notes=_list([escape(note) for note in footnotes(summary)]),
+        marks=_marks(summary),
+        bars=_figures(comparisons(summary)),
+        curves=_figures(over_steps(summary)),
+        fairness=_fairness(summary),
         ledger=_ledger(summary),
         configuration=_configuration(summary),
+        counts=_counts(summary),
+        samples=_samples(summary),
         environment=_environment(summary),
     )
 
 
-def _paragraphs(texts: Sequence[str]) -> str:
-    return "".join(f"<p>{escape(text)}</p>" for text in texts)
+def _list(items: Sequence[str]) -> str:
+    """A list of pieces of HTML."""
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
 
 
-def _list(texts: Sequence[str]) -> str:
-    return f'<ul class="small">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""
+def _table(
+    table: Table, caption: str, kind: str = "numbers", anchors: bool = False, aside: Sequence[int] = ()
+) -> str:
+    """A table that scrolls by itself where the page is narrow.
 
-
-def _table(table: Table, kind: str = "numbers") -> str:
+    `anchors` gives the n-th row the id run-n; rows of `aside` are grey: their numbers may not be compared.
+    """
     heads, rows = table
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    body = []
+    for place, (first, *others) in enumerate(rows):
+        name = f' id="run-{place}"' if anchors else ""
+        grey = ' class="aside"' if place in aside else ""
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        body.append(f'<tr{name}{grey}><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0"><table class="{kind}"><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
-def _charts(summary: Summary) -> str:
-    """Every chart that has something to show, each an inline SVG."""
-    results, runs, metric = summary.results, list(summary.results.study.runs), summary.metric
-    nats = "loss (nats/token)"
-    training = curves(results, results.steps, ("train_loss", "lr", "grad_norm"))
-    validation = curves(results, results.evals, ("val_loss",))
-    measured, title = bars(summary, (results.study.metric,)), f"{metric.label.capitalize()}, 95 % interval"
-    drawn = [charts.intervals(measured, title, metric.axis, runs)]
-    for name in TRADE_OFFS:
-        frame = bars(summary, (name,))
-        if not frame.is_empty():
-            title = f"{METRICS[name].label.capitalize()}, 95 % interval"
-            drawn.append(charts.costs(frame, title, METRICS[name].axis, runs))
-    drawn += [
-        charts.curve(training, "train_loss", "Training loss", f"training {nats}", runs),
-        charts.curve(validation, "val_loss", "Validation loss", f"validation {nats}", runs, points=True),
-        charts.curve(training, "lr", "Learning rate", "learning rate", runs),
-        charts.curve(training, "grad_norm", "Gradient norm", "global gradient norm", runs, log=True),
-    ]
-    return "".join(f"<figure>{charts.svg(chart, f'c{i}')}</figure>" for i, chart in enumerate(drawn))
+def _figures(drawn: Sequence[Figure]) -> str:
+    parts = []
+    for one in drawn:
+        caption = f"<figcaption>{escape(one.caption)}</figcaption>" if one.caption else ""
+        parts.append(f"<figure>{one.svg}{caption}</figure>")
+    return "".join(parts)
+
+
+def _marks(summary: Summary) -> str:
+    """What a grey row and a star mean, where the tables have one."""
+    words = []
+    if _aside(summary):
+        words.append('Grey rows are not ranked: see <a href="#fairness">what is comparable</a>.')
+    if any(run.ledger for run in summary.runs):
+        words.append('* Not as requested: see <a href="#ledger">requested and in effect</a>.')
+    return " ".join(words)
+
+
+def _aside(summary: Summary) -> list[int]:
+    return [place for place, run in enumerate(summary.runs) if run not in summary.comparable]
+
+
+def _findings(summary: Summary) -> str:
+    """Each finding with links to the rows that it was made from."""
+    place = {run.run: place for place, run in enumerate(summary.runs)}
+    items = []
+    for one in findings(summary):
+        links = ", ".join(f'<a href="#run-{place[run]}">{escape(run)}</a>' for run in one.runs)
+        items.append(f'{escape(one.text)} <span class="small">({links})</span>')
+    return f"<h2>Findings</h2>{_list(items)}" if items else ""
+
+
+def _fairness(summary: Summary) -> str:
+    """What is equal for every run, and the runs that are not like the others."""
+    study = summary.results.study
+    parts = [f"<p>Compared at {escape(summary.axis)}.</p>"]
+    if study.frozen:
+        parts.append(f"<p>Settings that no run may change: {escape(', '.join(study.frozen))}.</p>")
+    rows: list[list[str]] = []
+    notes: dict[str, list[str]] = {}
+    for run in summary.runs:
+        if run.state != "complete":
+            rows.append([run.run, run.state, "; ".join(run.notes)])
+            continue
+        reasons = {
+            "invalid": run.invalid,
+            "not comparable": run.not_comparable,
+            "costs not comparable": run.costs_not_comparable,
+        }
+        rows += [[run.run, what, why] for what, reason in reasons.items() for why in reason]
+        for note in run.notes:
+            notes.setdefault(note, []).append(run.run)
+    if rows:
+        parts.append(
+            _table((["run", "what it is", "why"], rows), "Runs that are not ranked, and why", "words")
+        )
+    else:
+        parts.append("<p>Every run is complete and comparable.</p>")
+    return "".join(parts) + _list([escape(f"{', '.join(runs)}: {note}") for note, runs in notes.items()])
 
 
 def _ledger(summary: Summary) -> str:
-    rows = []
+    """What did not take effect as requested, each once with the seeds that had it."""
+    found: dict[tuple[str, ...], list[str]] = {}
     for run in summary.complete:
         for one in summary.results.of(run.run):
-            differing = [entry for entry in one.ledger if not entry["agrees"]]
-            keys = ("what", "requested", "in_effect", "how")
-            rows += [[run.run, str(one.seed), *(_text(entry[key]) for key in keys)] for entry in differing]
-    if not rows:
+            for entry in one.ledger:
+                if not entry["agrees"]:
+                    keys = ("what", "requested", "in_effect", "how")
+                    found.setdefault((run.run, *(_text(entry[key]) for key in keys)), []).append(
+                        str(one.seed)
+                    )
+    if not found:
         return "<p>Everything that the ledgers checked took effect as requested.</p>"
-    heads = ["run", "seed", "what", "requested", "in effect", "how it was established"]
-    table = _table((heads, rows), "words")
-    return f'<div class="scroll">{table}</div>'
+    rows = [[run, ", ".join(seeds), *others] for (run, *others), seeds in found.items()]
+    heads = ["run", "seeds", "what", "requested", "in effect", "how it was established"]
+    return _table((heads, rows), "Requested, and not in effect", "words")
 
 
 def _configuration(summary: Summary) -> str:
-    """The study's own base settings, and what each run changes."""
+    """What each run sets, beside the baseline's value, and then what all of them share."""
     study = summary.results.study
-    changed = sorted({key for settings in study.runs.values() for key in settings})
-    names = [*study.base, *(key for key in changed if key not in study.base)]
-    rows = [
-        [
-            name,
-            _text(study.base[name]) if name in study.base else "default",
-            *(_text(settings[name]) if name in settings else "" for settings in study.runs.values()),
+    base = next((one.config for one in summary.results.of(study.baseline) if one.config), {})
+    usual = base | study.base | study.runs[study.baseline]
+    rows = []
+    for run, settings in study.runs.items():
+        sets = [f"{name} = {_text(value)}" for name, value in settings.items()]
+        against = [
+            f"{name} = {_text(usual[name])}" if name in usual else f"{name}: its default"
+            for name in settings
+            if run != study.baseline
         ]
-        for name in names
+        rows.append([run, ", ".join(sets) or "nothing", ", ".join(against) or "–"])
+    heads = ["run", "sets", f"where {study.baseline} has"]
+    changes = _table((heads, rows), "What each run sets", "words")
+    shared = [f"{name} = {_text(value)}" for name, value in study.base.items()]
+    shared += [] if "dataset" in study.base else [f"dataset = {study.dataset}"]
+    shared.append(f"seeds = {', '.join(map(str, study.seeds))}")
+    items = "".join(f"<li>{escape(setting)}</li>" for setting in shared)
+    words = "The study sets, for every run that does not set its own:"
+    return f'{changes}<p>{words}</p><ul class="settings">{items}</ul>'
+
+
+def _counts(summary: Summary) -> str:
+    """What happened during training that should not go unsaid: skipped steps, spikes, resumes."""
+    rows = [
+        [run.run, ", ".join(f"{count:,} {what}" for what, count in run.counts.items())]
+        for run in summary.runs
+        if run.counts
     ]
-    rows.append(["seeds", ", ".join(map(str, study.seeds)), *("" for _ in study.runs)])
-    rows.append(["dataset", study.dataset, *("" for _ in study.runs)])
-    return _table((["setting", "study", *study.runs], rows), "words")
+    if not rows:
+        return "<p>No run recorded an event such as a skipped step, a spike or a resume.</p>"
+    return _table((["run", "over its seeds"], rows), "Events during training", "words")
+
+
+def _samples(summary: Summary) -> str:
+    """The last texts of the first seed that has any, of every run."""
+    parts = []
+    for run in summary.complete:
+        one = next((one for one in summary.results.of(run.run) if one.samples), None)
+        if one is not None:
+            last = max(sample["step"] for sample in one.samples)
+            where = f"{run.run}, seed {one.seed}, step {last:,}"
+            texts = "".join(_sample(sample) for sample in one.samples if sample["step"] == last)
+            parts.append(f"<h3>{escape(where)}</h3>{texts}")
+    return f"<h2>Samples</h2>{''.join(parts)}" if parts else ""
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    text, more = sample["text"][:LONGEST_SAMPLE], len(sample["text"]) - LONGEST_SAMPLE
+    rest = f' <i class="small">… and {more:,} more characters</i>' if more > 0 else ""
+    return f"<blockquote><b>{escape(sample['prompt'])}</b>{escape(text)}{rest}</blockquote>"
 
 
 def _environment(summary: Summary) -> str:
@@ -217,9 +219,21 @@ def _environment(summary: Summary) -> str:
     for key, values in facts.items():
         alike = len(values) == 1 and len(next(iter(values.values()))) == len(done)
         words = [value if alike else f"{value} ({', '.join(who)})" for value, who in values.items()]
-        rows.append([key, "; ".join(words)])
-    return _table((["", "value"], rows), "words")
+        rows.append([key.replace("_", " "), "; ".join(words)])
+    return _table((["", "value"], rows), _where(done), "words")
+
+
+def _where(done: Sequence[RunSeed]) -> str:
+    return f"What the {len(done)} finished trainings ran on"
 
 
 def _text(value: Any) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    """A value of a file as a person would write it: no digits that say nothing."""
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        short = f"{value:.6g}"
+        return short if float(short) == value else number(value)
+    return str(value)

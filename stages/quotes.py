@@ -29,7 +29,7 @@ from rich.console import Console
 
 from engine.errors import ConfigError, command
 from metrics import rows, summary
-from plots import report
+from plots import tables
 from stages import summarize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def record_problems(root: Path) -> list[str]:
     problems = []
     for results in sorted(root.glob("records/*/results")):
         table = results.parent / "report" / "table.md"
-        if not table.is_file() or table.read_text(encoding="utf-8") != report.markdown(_study(results)):
+        if not table.is_file() or table.read_text(encoding="utf-8") != tables.markdown(_study(results)):
             problems.append(
                 f"{table.relative_to(root)} is not what its rows say; python -m stages.quotes --write"
             )

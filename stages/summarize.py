@@ -15,14 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metrics import frames, rows, summary, words
-from plots import report
+from metrics import findings, frames, rows, summary, trade_offs, words
+from plots import report, tables
 
 WIDTH = 110  # characters, where there is no terminal to ask
 
 
 def write_dvc_files(reports: Path, study: summary.Summary) -> None:
-    """metrics/<run>.json, curves.csv and bars.csv: what `dvc metrics` and `dvc plots` read."""
+    """metrics/<run>.json and the CSV files of charts: what `dvc metrics` and `dvc plots` read."""
     metrics = reports / "metrics"
     metrics.mkdir(parents=True, exist_ok=True)
     for stale in metrics.glob("*.json"):  # of runs that the study no longer has
@@ -36,29 +36,30 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
         )
         (metrics / f"{run.run}.json").write_text(text + "\n", encoding="utf-8")
     results = study.results
-    columns = ("train_loss", "lr", "grad_norm")
-    curves = frames.curves(results, results.steps, columns)
-    curves.select("step", "tokens_seen", "run", *columns).write_csv(reports / "curves.csv")
+    frames.curves(results, results.steps, ("train_loss", "lr", "grad_norm")).write_csv(reports / "curves.csv")
+    frames.curves(results, results.evals, ("val_loss",)).write_csv(reports / "validation.csv")
+    trade_offs.trade_offs(study).write_csv(reports / "trade_off.csv")
     names = dict.fromkeys((results.study.metric, "tokens_per_second", "peak_memory_gib", "activation_mib"))
     frames.bars(study, tuple(names)).write_csv(reports / "bars.csv")
 
 
 def write_tables(reports: Path, study: summary.Summary) -> Path:
-    """table.csv, table.md and report.html; returns the report's path."""
+    """table.csv, table.md, table.tex and report.html; returns the report's path."""
     frames.table_frame(study).write_csv(reports / "table.csv")
-    (reports / "table.md").write_text(report.markdown(study), encoding="utf-8")
+    (reports / "table.md").write_text(tables.markdown(study), encoding="utf-8")
+    (reports / "table.tex").write_text(tables.latex(study), encoding="utf-8")
     page = reports / "report.html"
     page.write_text(report.html(study), encoding="utf-8")
     return page
 
 
 def show(console: Console, study: summary.Summary) -> None:
-    """The comparison in the terminal: question, results, cost, footnotes."""
+    """The comparison in the terminal: question, verdict, results, cost, findings, footnotes."""
     plan = study.results.study
-    console.print(f"\nStudy {plan.name}: {plan.question}\n")
+    console.print(f"\nStudy {plan.name}: {plan.question}\n\n{words.headline(study)}\n")
     quality = f"Results: mean ± 95 % interval over seeds, difference to {plan.baseline}"
     cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
-    for title, (heads, cells) in ((quality, report.quality_table(study)), (cost, report.cost_table(study))):
+    for title, (heads, cells) in ((quality, tables.quality_table(study)), (cost, tables.cost_table(study))):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for place, head in enumerate(heads):
             wrapped = "\n".join(wrap(head, 11))
@@ -69,6 +70,8 @@ def show(console: Console, study: summary.Summary) -> None:
         for line in cells:
             table.add_row(*line)
         console.print(table)
+    for found in findings.findings(study):
+        console.print(f"- {found.text}")
     for note in words.footnotes(study):
         console.print(f"* {note}")
 

@@ -85,7 +85,9 @@ def write_run(
         home / "env.json", {"python": "3.11.7", "torch": "2.13.0", "device": "cpu", "git_commit": "0123abc"}
     )
     (home / "config.toml").write_text(
-        f'[run]\nrun = "{run}"\nseed = {seed}\n\n[training]\nsteps = 300\nbatch_size = 32\n', encoding="utf-8"
+        f"[run]\nrun = {json.dumps(run, ensure_ascii=False)}\nseed = {seed}\n\n"
+        "[training]\nsteps = 300\nbatch_size = 32\n",
+        encoding="utf-8",
     )
     slow = step_seconds * (1 + 0.01 * math.sin(7 * seed + len(run)))
     write_json(
@@ -122,3 +124,27 @@ def write_run(
             **EVALUATED,
         },
     )
+
+
+# What a page must bear: markup, quotes, something outside the basic plane, and a name that does not fit.
+AWKWARD = {
+    "adamw": {},
+    'post<norm> & "co"': {"norm_placement": "post"},
+    "\N{ROCKET}'s": {"lr": 2.5e-4},
+    "a_run_whose_name_says_everything_about_it_and_then_some": {"optimizer": "sgd", "momentum": 0.9},
+    "sgd": {"optimizer": "sgd"},
+}
+
+
+def awkward_study(root: Path) -> Path:
+    """A study with all that a report has to say: odd names, samples, a run that took effect only in part."""
+    question = 'Is <b>bold</b> & "quoted" \N{ROCKET} text $safe?'
+    results = write_study(root, question=question, runs=AWKWARD)
+    write_run(results, "\N{ROCKET}'s", 2, agrees=False)
+    write_run(results, "\N{ROCKET}'s", 3, agrees=False)
+    text = {"step": 300, "prompt": "The <i>", "text": " cat & the\n  mat" + " purr" * 400}
+    for run in ("adamw", "sgd"):
+        write_json(results / f"{run}-1" / "samples.jsonl", text)
+    for seed in (1, 2, 3):
+        write_json(results / f"sgd-{seed}" / "metrics.json", {"status": "diverged", "reason": "loss 9 > 3"})
+    return results

@@ -1,25 +1,24 @@
-"""Charts, DVC templates, the offline page and the report."""
+"""Charts, where names go in them, DVC's templates and its offline page."""
 
+import csv
+import io
 import json
 import math
 import re
-from html import unescape
 from pathlib import Path
 
+import altair as alt
 import polars as pl
 import pytest
+import vl_convert
 from dvc_render.vega import VegaRenderer
-from fake_results import write_run, write_study
+from fake_results import write_study
 
-from metrics import rows, summary, words
-from plots import charts, offline, report, templates
+from metrics import frames, rows, summary, trade_offs
+from plots import charts, labels, offline, templates
+from plots.svg import svg
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def study(tmp_path):
-    return summary.summarize(rows.read(write_study(tmp_path)))
 
 
 def _curve(losses):
@@ -29,54 +28,181 @@ def _curve(losses):
 
 def test_a_run_keeps_its_colour_when_others_are_not_drawn():
     chart = charts.curve(_curve([2.0, 1.0]), "train_loss", "Training loss", "loss (nats/token)", ["a", "b"])
-    drawing = charts.svg(chart, "x")
+    drawing = svg(chart, "x", "d")
     assert charts.OKABE_ITO[1] in drawing
     assert charts.OKABE_ITO[0] not in drawing
     assert "loss (nats/token)" in drawing
 
 
-def test_values_that_are_not_numbers_leave_a_gap():
-    losses = [2.0, math.nan, math.inf, 1.0]
-    spec = charts.curve(_curve(losses), "train_loss", "t", "y", ["b"]).to_dict()
-    [data] = spec["datasets"].values()
-    assert [row["train_loss"] for row in data] == [2.0, 1.0]
+@pytest.mark.parametrize(
+    ("losses", "log", "drawn"),
+    [
+        ([2.0, math.nan, math.inf, 1.0], False, [2.0, None, None, 1.0]),
+        ([2.0, 0.0, -1.0, 1.0], True, [2.0, None, None, 1.0]),
+        ([2.0, 0.0, -1.0, 1.0], False, [2.0, 0.0, -1.0, 1.0]),
+    ],
+)
+def test_values_that_cannot_be_drawn_leave_a_gap(losses, log, drawn):
+    chart = charts.curve(_curve(losses), "train_loss", "t", "y", ["b"], log=log)
+    [data] = chart.to_dict()["datasets"].values()
+    assert [row["train_loss"] for row in data] == drawn
+    line = re.search(r'd="(M[^"]*)" stroke="#0072B2" stroke-width="1.6"', svg(chart, "x", "d"))[1]
+    assert line.count("M") == (2 if None in drawn else 1)
+
+
+@pytest.mark.parametrize("losses", [[3.2, 3.2], [3.2, 3.2000000000000006]])
+def test_equal_values_have_an_axis_around_them(losses):
+    drawing = svg(charts.curve(_curve(losses), "train_loss", "t", "y", ["b"]), "x", "d")
+    # 5 % of 3.2 on either side
+    assert {"3.1", "3.2", "3.3"} <= set(re.findall(r">([\d.]+)</text>", drawing))
 
 
 def test_svg_ids_do_not_clash_between_charts():
-    chart = charts.curve(_curve([2.0, 1.0]), "train_loss", "t", "y", ["b"])
-    ids = [set(re.findall(r'\bid="([^"]+)"', charts.svg(chart, prefix))) for prefix in ("c1", "c2")]
-    assert ids[0].isdisjoint(ids[1])
+    # A clip path is what has an id here.
+    frame = pl.DataFrame({"x": [1.0, 2.0]})
+    chart = charts.look(alt.Chart(frame).mark_line(clip=True).encode(x="x:Q", y="x:Q"), "t")
+    drawn = [svg(chart, prefix, "d") for prefix in ("c1", "c2")]
+    ids = [set(re.findall(r'\bid="([^"]+)"', drawing)) for drawing in drawn]
+    assert ids[0] and ids[0].isdisjoint(ids[1])
+    assert [set(re.findall(r"url\(#([^)]+)\)", drawing)) for drawing in drawn] == ids
+
+
+def test_svg_says_what_it_is_and_keeps_paths_short():
+    chart = charts.curve(_curve([2.0, 1.5, 1.1]), "train_loss", "t", "y", ["b"])
+    drawing = svg(chart, "x", 'a "b" < c')
+    words = "a &quot;b&quot; &lt; c"
+    assert (
+        drawing.startswith(f'<svg role="img" aria-label="{words}"') and f"<title>{words}</title>" in drawing
+    )
+    assert drawing.count("<title>") == drawing.count('role="img"') == 1
+    paths = re.findall(r'\bd="([^"]*)"', drawing)
+    assert paths and not any(re.search(r"\.\d\d", path) for path in paths)
+
+
+def _labels(*places):
+    return [labels.Label("name", x, y, radius=8, width=60) for x, y in places]
+
+
+def _boxes(placed, width=60):
+    half = labels.HEIGHT / 2
+    return [labels.Box(x, y - half, x + width, y + half) for x, y in placed]
+
+
+def test_a_name_stands_right_of_its_circle_where_there_is_room():
+    assert labels.place(_labels((100, 100)), [], 300, 300) == [(111, 100)]  # radius 8, gap 3
+
+
+def test_a_name_stays_inside_and_off_everything_else():
+    assert labels.place(_labels((280, 100)), [], 300, 300) == [(280 - 11 - 60, 100)]  # left
+    interval = labels.Box(112, 90, 116, 110)
+    [box] = _boxes(labels.place(_labels((100, 100)), [interval], 300, 300))
+    assert box.overlap(interval) == 0
+
+
+def test_names_of_neighbours_do_not_cover_each_other():
+    marks = _labels((150, 150), (155, 152), (160, 148), (152, 160), (158, 160))
+    boxes = _boxes(labels.place(marks, [], 300, 300))
+    circles = [labels.Box(m.x - 8, m.y - 8, m.x + 8, m.y + 8) for m in marks]
+    for place, box in enumerate(boxes):
+        assert all(box.overlap(other) == 0 for other in [*boxes[:place], *circles])
+        assert box.left >= 0 and box.right <= 300 and box.top >= 0 and box.bottom <= 300
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return summary.summarize(rows.read(write_study(tmp_path_factory.mktemp("study"))))
+
+
+def test_the_scatter_names_every_run_and_fills_those_that_no_other_beats(study):
+    frame = trade_offs.trade_offs(study)
+    assert dict(frame.select("run", "frontier").iter_rows()) == {
+        "adamw": "yes",  # faster than checkpointing, better than sgd
+        "adamw-checkpointing": "yes",  # least memory
+        "sgd": "yes",  # fastest
+    }
+    drawing = svg(charts.trade_off(frame, "t", ("speed", "loss"), list(study.results.study.runs)), "x", "d")
+    for name, memory in (("adamw", "0.469"), ("adamw-checkpointing", "0.422"), ("sgd", "0.469")):
+        assert f">{name}, {memory} GiB<" in drawing
 
 
 @pytest.mark.parametrize("name", sorted(templates.TEMPLATES))
 def test_committed_templates_are_what_the_code_makes(name):
     assert (ROOT / templates.DIRECTORY / name).read_text(encoding="utf-8") == templates.text(name)
+    committed = {path.name for path in (ROOT / templates.DIRECTORY).glob("*.json")}
+    assert committed == set(templates.TEMPLATES)
+
+
+def _dvc(study, name):
+    """The template filled as DVC fills it: its rows are a CSV file's, all text, of two revisions."""
+    curve = frames.curves(study.results, study.results.steps, ("lr",), 20)
+    frame, x, y = {
+        "plumbline_curve": (curve, "step", "lr"),
+        "plumbline_log_curve": (curve, "step", "lr"),
+        "plumbline_point_curve": (curve, "step", "lr"),
+        "plumbline_intervals": (frames.bars(study, ("test_loss", "peak_memory_gib")), "value", "run"),
+        "plumbline_trade_off": (trade_offs.trade_offs(study), "speed", "value"),
+    }[name]
+    written = list(csv.DictReader(io.StringIO(frame.write_csv())))
+    data = [row | {"rev": rev} for rev in ("workspace", "HEAD") for row in written]
+    words = {"x_label": "the x", "y_label": "the y", "title": "the title"}
+    folder = str(ROOT / templates.DIRECTORY)
+    return VegaRenderer(data, name, template=name, template_dir=folder, x=x, y=y, **words), data
+
+
+def dvc_page(folder):
+    """What `dvc plots show` writes for a small study: every template on the offline page."""
+    study = summary.summarize(rows.read(write_study(folder)))
+    drawn = "".join(
+        _dvc(study, name.removesuffix(".json"))[0].generate_html() for name in templates.TEMPLATES
+    )
+    return offline.page().replace("{plot_divs}", drawn).replace("{refresh_tag}", "")
 
 
 @pytest.mark.parametrize(
-    ("name", "x", "y"), [("plumbline_curve", "step", "lr"), ("plumbline_bars", "value", "run")]
+    ("name", "texts", "lines"),
+    [
+        ("plumbline_curve", ["the title", "the x", "the y", "sgd", "HEAD"], 6),
+        ("plumbline_log_curve", ["the title", "the x", "the y", "sgd", "HEAD"], 6),
+        ("plumbline_point_curve", ["the title", "the x", "the y", "sgd", "HEAD"], 6),
+        ("plumbline_intervals", ["the title", "test loss (nats/token)", "sgd: 2.619 ± 0.043", "HEAD"], 0),
+        ("plumbline_trade_off", ["the title", "the x", "test loss (nats/token)", "sgd", "HEAD"], 0),
+    ],
 )
-def test_dvc_fills_the_templates(name, x, y):
-    row = {
-        "rev": "workspace",
-        "run": "a",
-        "metric": "m",
-        "step": 1,
-        "lr": 0.1,
-        "value": 1,
-        "low": 0,
-        "high": 2,
-    }
-    labels = {"x_label": "the x", "y_label": "the y", "title": "the title"}
-    folder = str(ROOT / templates.DIRECTORY)
-    filled = VegaRenderer(
-        [row], "plot", template=name, template_dir=folder, x=x, y=y, **labels
-    ).partial_html()
+def test_dvc_fills_the_templates_and_they_draw(study, name, texts, lines):
+    renderer, data = _dvc(study, name)
+    filled = renderer.partial_html()
     assert "<DVC_METRIC" not in filled
     spec = json.loads(filled)
     assert spec["$schema"] == "https://vega.github.io/schema/vega-lite/v5.json"
-    assert spec["data"]["values"] == [row]
-    assert spec["title"]["text"] == "the title"
+    assert spec["data"]["values"] == data
+    drawing = vl_convert.vegalite_to_svg(spec, vl_version=offline.VEGA_LITE)
+    assert [text for text in texts if f">{text}<" not in drawing] == []
+    assert "NaN" not in drawing and "undefined" not in drawing
+    assert len(re.findall(r'd="M[^"]{200,}" stroke="#', drawing)) == lines  # a line a run and revision
+
+
+@pytest.mark.parametrize(
+    ("template", "layers"),
+    [
+        (templates.curve, lambda c: c.curve_layers),
+        (templates.log_curve, lambda c: c.curve_layers),
+        (templates.point_curve, lambda c: c.curve_layers),
+        (templates.intervals, lambda c: c.interval_layers),
+        (templates.trade_off, lambda c: c.trade_off_layers),
+    ],
+)
+def test_templates_draw_with_the_marks_of_the_report(template, layers, monkeypatch):
+    """There is one place for marks and axes: whatever becomes of it shows in a template too."""
+    made = layers(charts)
+
+    def changed(*arguments, **options):
+        chart = made(*arguments, **options)
+        chart.layer[-1].mark.strokeCap = "square"
+        return chart
+
+    before = json.dumps(template())
+    monkeypatch.setattr(charts, made.__name__, changed)
+    assert "strokeCap" not in before and "strokeCap" in json.dumps(template())
 
 
 def test_offline_page_has_the_library_inside_and_loads_nothing():
@@ -87,32 +213,3 @@ def test_offline_page_has_the_library_inside_and_loads_nothing():
     around = re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
     assert "vega" not in around
     assert not re.search(r"https?:|<(script|link|img)\b", around)
-
-
-def test_report_stands_alone(study):
-    page = report.html(study)
-    links = set(re.findall(r"https?://[^\"'<> )]+", page))
-    assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert not re.search(r"<(script|link|img|iframe)\b", page)
-    assert len(page.encode()) < 2_000_000
-    assert page.count("<svg") == 8
-    for sentence in (words.verdict_sentence(study, run) for run in study.runs if run.comparison):
-        assert sentence in unescape(page)
-
-
-def test_report_escapes_what_files_say(tmp_path):
-    results = write_study(tmp_path, question="Is <script>alert(1)</script> & $title safe?")
-    study = summary.summarize(rows.read(results))
-    page = report.html(study)
-    assert "<script>" not in page
-    assert "Is &lt;script&gt;alert(1)&lt;/script&gt; &amp; $title safe?" in page
-    assert "<script>" not in report.markdown(study)
-
-
-def test_report_names_ledger_differences(tmp_path):
-    results = write_study(tmp_path)
-    assert "took effect as requested" in report.html(summary.summarize(rows.read(results)))
-    write_run(results, "sgd", 2, agrees=False)
-    page = report.html(summary.summarize(rows.read(results)))
-    assert "dynamo counters: 0 graphs" in page
-    assert "took effect as requested" not in page

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from fake_results import write_run, write_study
+from fake_results import write_json, write_run, write_study
 
 from stages import summarize
 
@@ -17,13 +17,24 @@ def test_writes_every_file_and_prints_the_table(tmp_path, capsys):
     assert summarize.main([str(results), str(reports)]) == 0
     names = {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
     runs = {f"metrics/{run}.json" for run in ("adamw", "adamw-checkpointing", "sgd")}
-    assert names == runs | {"curves.csv", "bars.csv", "table.md", "table.csv", "report.html"}
+    charts = {"curves.csv", "validation.csv", "bars.csv", "trade_off.csv"}
+    assert names == runs | charts | {"table.md", "table.csv", "table.tex", "report.html"}
     row = json.loads((reports / "metrics" / "sgd.json").read_text())
     assert row["seeds"] == 3
     assert row["verdict"] == "worse"
     assert row["in_effect"] == "as requested"
     curves = list(csv.DictReader((reports / "curves.csv").read_text().splitlines()))
     assert len(curves) == 600  # 300 steps thinned to 200 in each of 3 runs
+    assert {"lr", "lr_low", "lr_high"} <= curves[0].keys()
+    validation = list(csv.DictReader((reports / "validation.csv").read_text().splitlines()))
+    assert [row["step"] for row in validation if row["run"] == "sgd"] == [
+        "50",
+        "100",
+        "150",
+        "200",
+        "250",
+        "300",
+    ]
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[:-1])) <= 110  # the last line is the report's path
     assert "identical" in printed
@@ -41,6 +52,29 @@ def test_unfinished_run_is_listed_without_numbers(tmp_path, capsys):
     assert "* sgd: seeds 1, 2, 3: incomplete: interrupted or still running (no metrics.json)" in printed
     table = (reports / "table.md").read_text()
     assert "| sgd | 0 of 3 | – | – | – | incomplete |" in table
+
+
+def test_runs_that_are_not_ranked_are_readable_in_a_terminal(tmp_path, capsys):
+    names = {"not_like_it": {}, "impossible": {}, "gone": {}, "a_name_of_more_than_thirty_characters": {}}
+    results = write_study(tmp_path, runs={"adamw": {}} | names, frozen=["lr"])
+    for seed in (1, 2, 3):
+        with (results / f"not_like_it-{seed}" / "config.toml").open("a") as config:
+            config.write("lr = 0.5\n")
+        write_json(results / f"impossible-{seed}" / "env.json", {"device_memory_gib": 0.25})
+        write_json(results / f"gone-{seed}" / "metrics.json", {"status": "diverged", "reason": "loss 9 > 3"})
+    assert summarize.main([str(results), str(tmp_path / "reports")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed[:-1])) <= 110
+    status = {line.split()[0]: line for line in printed if "±" in line or "0 of 3" in line}
+    assert " not comparable " in status["not_like_it"]
+    assert " invalid " in status["impossible"]
+    assert " diverged " in status["gone"]
+    text = " ".join(printed)
+    assert "not_like_it: not comparable: lr is frozen: 0.5, the baseline has its default" in text
+    assert "impossible: invalid: peak memory 0.4689 GiB, and its device has 0.25" in text
+    assert "gone: seeds 1, 2, 3: diverged: loss 9 > 3" in text
+    assert text.index("Against adamw on test loss") < text.index("Results:") < text.index("Cost:")
+    assert "…" not in text  # nothing is cut
 
 
 def test_every_table_marks_what_did_not_go_as_requested(tmp_path, capsys):

@@ -101,6 +101,8 @@ def test_missing_baseline_leaves_no_verdict(results):
             r"sgd-1/ledger.json must hold a list 'entries'",
         ),
         ("sgd-1/events.jsonl", '{}\n{"event', r"sgd-1/events.jsonl, line 2, is not valid JSON"),
+        ("sgd-1/samples.jsonl", '{"step": 1, "prompt": "a"}', r"sgd-1/samples.jsonl, sample 1, must have"),
+        ("sgd-1/samples.jsonl", "[]", r"sgd-1/samples.jsonl, sample 1, must have a whole number step"),
         ("sgd-1/config.toml", "= 1", r"sgd-1/config.toml is not valid TOML"),
         ("sgd-1/steps.csv", "step,train_loss\n1,2\n", r"sgd-1/steps.csv lacks the column tokens_seen"),
         (

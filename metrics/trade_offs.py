@@ -1,0 +1,81 @@
+"""Quality, speed and memory of every run side by side, and which runs no other run beats in all of them.
+
+A frame only; must not write files, and must not rank a run that is not comparable.
+"""
+
+from __future__ import annotations
+
+import math
+
+import polars as pl
+
+from metrics.measures import METRICS
+from metrics.summary import RunSummary, Summary
+from metrics.words import number, short
+
+SCHEMA = {
+    "run": pl.String,
+    "label": pl.String,
+    "metric": pl.String,
+    "speed": pl.Float64,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "memory": pl.Float64,
+    "frontier": pl.String,
+}
+
+
+def trade_offs(summary: Summary) -> pl.DataFrame:
+    """One row a comparable run that has a speed: means over seeds, in the study's order.
+
+    Columns: run; label (the run and its memory); metric (the study's, with its unit); speed (tokens/s); value,
+    low, high (the metric and its 95 % interval; null for one seed); memory (peak, GiB; null where any run
+    lacks it); frontier ("yes" where no other run is at least as good in all three means and better in one).
+    """
+    runs = [run for run in summary.comparable if not run.costs_not_comparable]
+    runs = [run for run in runs if _known(run, summary.results.study.metric, "tokens_per_second")]
+    weighed = all(_known(run, "peak_memory_gib") for run in runs)
+    names = [summary.results.study.metric, "tokens_per_second", *(["peak_memory_gib"] if weighed else [])]
+    points = {run.run: tuple(_cost(run, name) for name in names) for run in runs}
+    rows = []
+    for run in runs:
+        estimate = run.estimates[summary.results.study.metric]
+        speed = run.estimates["tokens_per_second"]
+        memory = run.estimates["peak_memory_gib"] if weighed else None
+        assert estimate is not None and speed is not None
+        half = estimate.half_width
+        ends = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
+        name = short(run.run)
+        label = f"{name}, {number(memory.mean, 3)} GiB" if memory else name
+        beaten = any(_beats(points[other], points[run.run]) for other in points)
+        rows.append(
+            (
+                run.run,
+                label,
+                summary.metric.axis,
+                speed.mean,
+                estimate.mean,
+                *ends,
+                memory.mean if memory else None,
+                "no" if beaten else "yes",
+            )
+        )
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _known(run: RunSummary, *names: str) -> bool:
+    """All of these were measured, and are numbers."""
+    found = [run.estimates[name] for name in names]
+    return all(estimate is not None and math.isfinite(estimate.mean) for estimate in found)
+
+
+def _cost(run: RunSummary, name: str) -> float:
+    """The mean, so turned that less is better."""
+    estimate = run.estimates[name]
+    assert estimate is not None
+    return estimate.mean if METRICS[name].better == "lower" else -estimate.mean
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
