@@ -146,5 +146,8 @@ def awkward_study(root: Path) -> Path:
     for run in ("adamw", "sgd"):
         write_json(results / f"{run}-1" / "samples.jsonl", text)
     for seed in (1, 2, 3):
-        write_json(results / f"sgd-{seed}" / "metrics.json", {"status": "diverged", "reason": "loss 9 > 3"})
+        write_json(
+            results / f"sgd-{seed}" / "metrics.json",
+            {"status": "diverged", "step": 7, "reason": "loss 9 > 3"},
+        )
     return results

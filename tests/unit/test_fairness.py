@@ -88,6 +88,10 @@ def test_unequal_budgets(tmp_path, axis, key, value, reason):
         for run in ("adamw", "adamw-checkpointing", "sgd"):
             (results / f"{run}-{seed}" / "events.jsonl").write_text("")
     change(results / "sgd-3" / "metrics.json", **{key: value})
+    if key == "steps":  # honest rows, one less
+        path = results / "sgd-3" / "steps.csv"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
     if key == "tokens":  # honest rows, which end there too
         path = results / "sgd-3" / "steps.csv"
         path.write_text(path.read_text().replace("300,1228800,", "300,1228799,"))
@@ -195,12 +199,12 @@ def test_another_machine_or_torch_makes_costs_not_comparable(results, key, value
 
 
 def test_a_run_of_which_a_seed_diverged_is_not_judged_by_the_others(results):
-    diverged = {"status": "diverged", "reason": "loss 9.1 at step 41", "step": 41, "val_loss": 1.0}
+    diverged = {"status": "diverged", "reason": "loss 9.1", "step": 41, "val_loss": 1.0}
     write_json(results / "sgd-2" / "metrics.json", diverged)
-    write_json(results / "test" / "sgd-2.json", {"status": "diverged", "reason": "loss 9.1 at step 41"})
+    write_json(results / "test" / "sgd-2.json", {"status": "diverged", "reason": "loss 9.1"})
     study = summarized(results)
     assert_not_ranked(study, "diverged (seed 2)")
-    assert of(study).notes == ("seed 2: diverged: loss 9.1 at step 41",)
+    assert of(study).notes == ("seed 2: diverged: at step 41: loss 9.1",)
     assert of(study).complete_seeds == (1, 3)
     for seed in SEEDS:
         write_json(results / f"sgd-{seed}" / "metrics.json", diverged)

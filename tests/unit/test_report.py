@@ -113,7 +113,10 @@ def test_diverged_runs_counts_and_samples_are_shown(tmp_path):
     page = report.html(_changed(study, "adamw", counts={"skipped steps": 1234, "loss spikes": 2}))
     fairness = _text(_section(page, "What is comparable"))
     assert "Compared at equal tokens." in fairness
-    assert fairness.count("sgd") == 1 and "sgd diverged seeds 1, 2, 3: diverged: loss 9 > 3" in fairness
+    assert (
+        fairness.count("sgd") == 1
+        and "sgd diverged seeds 1, 2, 3: diverged: at step 7: loss 9 > 3" in fairness
+    )
     assert "adamw 1,234 skipped steps, 2 loss spikes" in _text(_section(page, "Events"))
     samples = _section(page, "Samples")
     assert "adamw, seed 1, step 300" in samples and "sgd" not in samples  # nothing of a run without a result

@@ -61,7 +61,10 @@ def test_runs_that_are_not_ranked_are_readable_in_a_terminal(tmp_path, capsys):
         with (results / f"not_like_it-{seed}" / "config.toml").open("a") as config:
             config.write("lr = 0.5\n")
         write_json(results / f"impossible-{seed}" / "env.json", {"device_memory_gib": 0.25})
-        write_json(results / f"gone-{seed}" / "metrics.json", {"status": "diverged", "reason": "loss 9 > 3"})
+        write_json(
+            results / f"gone-{seed}" / "metrics.json",
+            {"status": "diverged", "step": 7, "reason": "loss 9 > 3"},
+        )
     assert summarize.main([str(results), str(tmp_path / "reports")]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert max(map(len, printed[:-1])) <= 110
@@ -72,7 +75,7 @@ def test_runs_that_are_not_ranked_are_readable_in_a_terminal(tmp_path, capsys):
     text = " ".join(printed)
     assert "not_like_it: not comparable: lr is frozen: 0.5, the baseline has its default" in text
     assert "impossible: invalid: peak memory 0.4689 GiB, and its device has 0.25" in text
-    assert "gone: seeds 1, 2, 3: diverged: loss 9 > 3" in text
+    assert "gone: seeds 1, 2, 3: diverged: at step 7: loss 9 > 3" in text
     assert text.index("Against adamw on test loss") < text.index("Results:") < text.index("Cost:")
     assert "…" not in text  # nothing is cut
 

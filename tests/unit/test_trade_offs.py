@@ -72,6 +72,8 @@ def test_runs_without_speed_or_comparison_have_no_row_and_beat_nobody(results):
 
 def test_a_diverged_run_has_no_row(results):
     for seed in (1, 2, 3):
-        write_json(results / f"better-{seed}" / "metrics.json", {"status": "diverged", "reason": "r"})
+        write_json(
+            results / f"better-{seed}" / "metrics.json", {"status": "diverged", "step": 7, "reason": "r"}
+        )
     frame = trade_offs(summary.summarize(rows.read(results)))
     assert "better" not in frame["run"]
