@@ -110,9 +110,17 @@ EXPERIMENTS = {
             "checkpointing",
             "What memory does each way of recomputing activations save, at what speed?",
             GPU_BLOCKS,
-            {"checkpointing": CHECKPOINTING | BUDGETS, "loss": {"chunked": {"loss_kernel": "chunked"}}},
-            {"checkpointing": "full", "loss": "chunked"},
-            swaps=False,
+            {"checkpointing": CHECKPOINTING | BUDGETS},
+        ),
+        Experiment(
+            "smallest",
+            "How little memory does a step need, and what does that cost?",
+            GPU_BLOCKS,
+            {
+                "checkpointing": {name: CHECKPOINTING[name] for name in ("full", "selective")},
+                "loss": {"chunked": {"loss_kernel": "chunked"}},
+            },
+            crossed=True,
         ),
         Experiment(
             "compile_modes",
@@ -158,11 +166,11 @@ EXPERIMENTS = {
             {
                 "two GPUs": {
                     "ddp": {"processes": 2},
+                    "fsdp, model gathered as one": TWO_SHARDS | BY_AUTOGRAD | {"shard_unit": "model"},
+                    "fsdp, kept gathered": TWO_SHARDS | BY_BLOCK | {"reshard_after_forward": False},
+                    "fsdp": TWO_SHARDS | BY_BLOCK,
                     "ddp, bound to cores": {"processes": 2, "cpu_affinity": True},
                     "ddp, gradients by autograd": {"processes": 2} | BY_AUTOGRAD,
-                    "fsdp": TWO_SHARDS | BY_BLOCK,
-                    "fsdp, kept gathered": TWO_SHARDS | BY_BLOCK | {"reshard_after_forward": False},
-                    "fsdp, model gathered as one": TWO_SHARDS | BY_AUTOGRAD | {"shard_unit": "model"},
                     "tensor parallel": {"processes": 2, "tensor_parallel": 2} | BY_AUTOGRAD,
                 }
             },
