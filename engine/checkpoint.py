@@ -22,7 +22,12 @@ from engine.ledger import Line
 from engine.rundir import append_event
 
 KEPT = 2  # checkpoints of a run on disk: the newest, and one more in case it is damaged
-ROWS = ("steps.csv", "evals.csv", "events.jsonl")  # what the run directory must hold again after a restart
+ROWS = (
+    "steps.csv",
+    "evals.csv",
+    "events.jsonl",
+    "samples.jsonl",
+)  # what the run directory must hold again after a restart
 
 
 def fingerprint(

@@ -367,6 +367,10 @@ class Evaluation:
         "dtype of the matrix products of an evaluation; precision: as in training. One for all runs of a study",
         choices=("precision", "fp32", "bf16", "fp16"),
     )
+    sample_tokens: int = setting(
+        0, "tokens of a sample of text that each evaluation leaves; 0: none", unit="tokens", at_least=0
+    )
+    sample_prompt: str = setting("", "text that samples go on from; empty: how the validation text begins")
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,14 @@ def final_model(directory: Path, config: Config, vocabulary_size: int) -> torch.
     """The trained model of a run directory, on the CPU."""
     from safetensors.torch import load_file
 
+    return plain_model(config, vocabulary_size, load_file(directory / "model.safetensors"))
+
+
+def plain_model(config: Config, vocabulary_size: int, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The run's model with whole `weights`, neither spread nor compiled, on the CPU."""
     module = importlib.import_module(MODELS[config.model.model])
     model = module.build(config.model, vocabulary_size)
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+    model.load_state_dict(weights)
     model.loss = NextToken(
         vocabulary_size, kernel=config.training.loss_kernel, chunk_tokens=config.training.loss_chunk_tokens
     )

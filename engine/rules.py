@@ -17,6 +17,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_memory(config),
         *_gradient_sums(config),
         *_evaluation(config),
+        *_samples(config.evaluation),
         *_probes(config),
         *_names(config.run),
     ]
@@ -139,6 +140,16 @@ def _evaluation(c) -> list[Check]:
             f"eval_precision = {wanted!r}: a model with a bf16 residual stream or float8 layers is scored in bf16; "
             "set eval_precision = 'bf16' for all runs",
         ),
+    ]
+
+
+def _samples(e) -> list[Check]:
+    return [
+        (
+            ("sample_prompt", "sample_tokens"),
+            bool(e.sample_prompt) and not e.sample_tokens,
+            f"sample_prompt = {e.sample_prompt!r}: would do nothing with sample_tokens = 0",
+        )
     ]
 
 

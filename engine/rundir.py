@@ -2,7 +2,7 @@
 
     results/<study>/<run>-<seed>/
         config.toml  ledger.json  env.json  events.jsonl  steps.csv  evals.csv  metrics.json  model.safetensors
-        and, of a run with profile_steps, trace.json.gz  profile.json
+        and, of a run with sample_tokens, samples.jsonl; with profile_steps, trace.json.gz  profile.json
 
 `metrics.json` is written last and removed first: a directory without it is an incomplete run. It says whose it is;
 of a run that a guard stopped it says that and no more, and there is no model.
@@ -80,6 +80,12 @@ def append_event(directory: Path, event: str, **details) -> None:
     """Add one line to events.jsonl."""
     with (directory / "events.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": event, **details}) + "\n")
+
+
+def append_sample(directory: Path, step: int, sample: dict[str, str]) -> None:
+    """Add one line to samples.jsonl."""
+    with (directory / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
 
 
 class Table:

@@ -44,6 +44,7 @@ from engine.operations import Operations
 from engine.optimizers import OPTIMIZERS
 from engine.optimizers.groups import decay_groups
 from engine.profiling import Profiler, part
+from engine.samples import Sampler
 from engine.step import AUTOCAST, Step
 
 
@@ -143,6 +144,7 @@ class Trainer:
         self.order = TrainOrder(tokens.train, config.model.context, t.batch_size, config.run.seed)
         self.drawn = Drawn(self.order)
         self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
+        self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(config, tokens.meta["vocabulary_size"], ranks)
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
         self.optimizer = build_optimizer(self.model, config)
@@ -222,6 +224,8 @@ class Trainer:
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"):
                 self._evaluate(step)
+                if self.sampler:
+                    self._sample(step)
         if self._checkpoint_due(step):
             with self._timed("checkpoint_seconds"):
                 self._save_checkpoint(step)
@@ -372,6 +376,11 @@ class Trainer:
                 step=step + 1,
                 val_loss=round(loss, 4),
             )
+
+    def _sample(self, step: int) -> None:
+        weights = full_weights(self.model)
+        if self.ranks.is_first:
+            rundir.append_sample(self.directory, step, self.sampler(weights, self.ranks.device))
 
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:

@@ -1,0 +1,45 @@
+"""A text that a run leaves at each evaluation, so that a person can read what it has learned.
+
+It is written by a plain copy of the model on one process, whatever way the run's own is spread or compiled, and draws
+from random numbers of its own: a run with samples trains as one without.
+"""
+
+import numpy as np
+import torch
+
+from engine.config import Config
+from engine.data.prepare import Tokens, load_tokenizer
+from engine.errors import ConfigError
+from engine.evaluate import plain_model
+from engine.generate import Sampling, encode_prompt, generate
+from engine.step import autocast
+
+PROMPT_TOKENS = 16  # of the validation text, where no prompt is set
+SAMPLING = Sampling(temperature=0.8)
+
+
+class Sampler:
+    """Writes samples of one run. Raises ConfigError for a prompt that the run's tokenizer cannot read."""
+
+    def __init__(self, config: Config, tokens: Tokens):
+        self.config, self.vocabulary_size = config, tokens.meta["vocabulary_size"]
+        self.tokenizer = load_tokenizer(config.tokens_directory)
+        if config.evaluation.sample_prompt:
+            try:
+                self.prompt = encode_prompt(self.tokenizer, config.evaluation.sample_prompt)
+            except ConfigError as error:
+                raise ConfigError([p.replace("--prompt", "sample_prompt") for p in error.problems]) from None
+        else:
+            self.prompt = torch.from_numpy(tokens.validation[:PROMPT_TOKENS].astype(np.int64))[None]
+
+    def __call__(self, weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, str]:
+        """`prompt` and the `text` that goes on from it; weights: whole, by their plain names."""
+        with torch.random.fork_rng(devices=[]):  # building a model draws weights, which are replaced
+            model = plain_model(self.config, self.vocabulary_size, weights).eval().to(device)
+        with autocast(self.config.training.precision, device):
+            ids = generate(model, self.prompt, count=self.config.evaluation.sample_tokens, sampling=SAMPLING)
+        new = ids[0, self.prompt.size(1) :]
+        return {
+            "prompt": self.tokenizer.decode(self.prompt[0].numpy()),
+            "text": self.tokenizer.decode(new.numpy()),
+        }
