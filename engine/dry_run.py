@@ -97,7 +97,7 @@ class DryRun:
         self.optimizer = self._optimizer()
 
     def _prepared(self, model: nn.Module, tensor: int) -> nn.Module:
-        """As trainer.build_model does it, but spread."""
+        """As build.build_model does it, but spread."""
         c = self.config
         model.loss = NextToken(
             model.vocabulary_size,

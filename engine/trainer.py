@@ -1,51 +1,38 @@
-"""The training loop of one process: build in a fixed order, run the steps, leave the run directory complete.
+"""The training loop of one process: run the steps, with what is due between them.
 
-Build order: seeded weights on the CPU → given weights → tensor parallel → float8 → gradient sums → activation
-checkpointing → compile → spread over ranks → optimizer. Sharding comes after the seeded initialisation, so it cannot
-change the weights a run starts from.
+What is built before is in engine/build.py; what a run leaves, in engine/outcome.py.
 """
 
 import contextlib
-import importlib
 import time
 
 import torch
-import torch.nn as nn
 
 from engine import (
     checkpoint,
     compiling,
-    float8,
-    guards,
     ladder,
     losses,
     observed,
+    outcome,
     parallel,
-    pretrained,
     probes,
     rundir,
     runtime,
 )
+from engine.build import build_model, build_optimizer, check
 from engine.config import Config
 from engine.data.batches import Drawn, Prefetcher, TrainOrder
 from engine.data.prepare import Tokens
 from engine.environment import describe
-from engine.errors import ConfigError
-from engine.evaluate import evaluated, figures, mean_loss
-from engine.gradient_sums import GradientSums
+from engine.evaluate import mean_loss
 from engine.guards import Diverged
 from engine.ledger import as_dict
-from engine.memory import StepMemory, apply_activation_checkpointing
-from engine.models import MODELS
-from engine.models.attention import kernel_problems, select_attention
-from engine.objectives import NextToken
-from engine.offload import offload
+from engine.memory import StepMemory
 from engine.operations import Operations
-from engine.optimizers import OPTIMIZERS
-from engine.optimizers.groups import decay_groups
 from engine.profiling import Profiler, part
 from engine.samples import Sampler
-from engine.step import AUTOCAST, Step
+from engine.step import Step
 
 
 def run(config: Config, tokens: Tokens) -> None:
@@ -62,70 +49,6 @@ def run(config: Config, tokens: Tokens) -> None:
             )
     finally:
         parallel.stop()
-
-
-def check(config: Config, ranks: parallel.Ranks) -> None:
-    """Raise ConfigError for what only shows once devices and processes are known."""
-    t = config.training
-    per_rank, rest = divmod(t.batch_size, ranks.data_size)
-    micro = t.micro_batch_size or per_rank
-    problems = [
-        *parallel.check(config, ranks.world_size),
-        *kernel_problems(
-            config.model.attention, ranks.device, precision=t.precision, dropout=config.model.dropout
-        ),
-        *runtime.check(config.runtime, ranks.device.type),
-        *ladder.check(config, ranks.world_size, ranks.device.type),
-        *float8.check(t.float8, ranks.device, micro * config.model.context),
-    ]
-    if rest:
-        problems.append(
-            f"batch_size = {t.batch_size}: must be a multiple of the {ranks.data_size} processes that read "
-            "different data"
-        )
-    elif per_rank % micro:
-        problems.append(
-            f"micro_batch_size = {micro}: must divide the {per_rank} sequences that each of {ranks.data_size} "
-            "ranks has in a step"
-        )
-    if problems:
-        raise ConfigError(problems)
-
-
-def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks) -> nn.Module:
-    """The run's model, wrapped and spread; unless it was given weights, they depend on the seed alone."""
-    m = config.model
-    torch.manual_seed(config.run.seed)
-    build = importlib.import_module(MODELS[m.model]).build
-    model = build(m, vocabulary_size, config.logging.activation_norm_layers)
-    model.drawn_with = torch.initial_seed()  # the generator's own
-    model.given_weights = pretrained.load_into(model, m) if m.init_from else []
-    model.to(ranks.device)
-    model.loss = NextToken(
-        vocabulary_size,
-        kernel=config.training.loss_kernel,
-        chunk_tokens=config.training.loss_chunk_tokens,
-        group=ranks.tensor_group,
-    )
-    select_attention(m.attention, ranks.device)
-    parallel.apply_tensor_parallel(model, ranks)
-    if config.training.float8:
-        float8.convert(model)
-    if config.training.gradient_sums == "fused":
-        model.gradient_sums = GradientSums(model, AUTOCAST[config.training.precision], ranks.data_size)
-    apply_activation_checkpointing(model, config.memory, width=m.width, dropout=m.dropout)
-    budget = config.memory.activation_checkpointing == "budget"
-    compiling.apply(model, config.compile, kept=config.memory.memory_budget if budget else 1.0)
-    # Dropout draws from a stream of its own for every part of the data.
-    torch.manual_seed(config.run.seed * 1_000_003 + ranks.data_rank)
-    return parallel.spread(model, config.parallel, ranks)
-
-
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The run's optimizer over its decay groups."""
-    build = importlib.import_module(OPTIMIZERS[config.optimizer.optimizer]).build
-    optimizer = build(decay_groups(model, config.optimizer.weight_decay), config.optimizer)
-    return offload(optimizer) if config.optimizer.optimizer_offload else optimizer
 
 
 class Trainer:
@@ -211,9 +134,9 @@ class Trainer:
                         compiling.require_compiled(self.config.compile.compile)
                     self._between_steps(batch.step)
         except Diverged as end:
-            self._finish_diverged(end)
+            outcome.diverged(self, end)
             raise
-        self._finish()
+        outcome.complete(self)
 
     def _between_steps(self, step: int) -> None:
         """What is due after a step: collecting garbage, progress, evaluation, a checkpoint; first of all, the end."""
@@ -279,13 +202,14 @@ class Trainer:
             self.recorder = probes.Recorder(
                 self.directory,
                 self.ranks.device,
-                batch_tokens=self._tokens_seen(0),
+                batch_tokens=self.tokens_seen(0),
                 norm_layers=self.config.logging.activation_norm_layers,
                 sees_memory=not compiling.keeps_gradients(self.config.compile),
             )
         return done
 
-    def _tokens_seen(self, step: int) -> int:
+    def tokens_seen(self, step: int) -> int:
+        """Tokens trained on up to the end of `step`."""
         return (step + 1) * self.config.training.batch_size * self.config.model.context
 
     def _one_step(self, batch) -> None:
@@ -322,10 +246,11 @@ class Trainer:
             operand_dtype=model.loss.operand_dtype,
             stream_dtype=model.stream_dtype,
         )
-        self._write_ledger()
+        self.write_ledger()
         return measured
 
-    def _write_ledger(self) -> None:
+    def write_ledger(self) -> None:
+        """As things are now; every rank must call this."""
         lines = observed.of_run(self.config, self.seen, self)
         if self.ranks.is_first:
             rundir.write_json(self.directory / "ledger.json", as_dict(lines))
@@ -348,7 +273,7 @@ class Trainer:
             steps=self.config.training.steps,
             train_loss=round(last["train_loss"], 4),
             lr=last["lr"],
-            tokens_per_second=round(self._tokens_seen(0) / seconds),
+            tokens_per_second=round(self.tokens_seen(0) / seconds),
             seconds_left=round(left, 1),
         )
 
@@ -368,7 +293,7 @@ class Trainer:
             peak = torch.cuda.max_memory_allocated(self.ranks.device)
             self.eval_peak_bytes = max(peak, self.eval_peak_bytes or 0)
         if self.ranks.is_first:
-            self.evals.append([{"step": step, "tokens_seen": self._tokens_seen(step), "val_loss": loss}])
+            self.evals.append([{"step": step, "tokens_seen": self.tokens_seen(step), "val_loss": loss}])
             probes.progress_line(
                 event="evaluation",
                 run=self.config.run.run,
@@ -378,7 +303,7 @@ class Trainer:
             )
 
     def _sample(self, step: int) -> None:
-        weights = full_weights(self.model)
+        weights = outcome.full_weights(self.model)
         if self.ranks.is_first:
             rundir.append_sample(self.directory, step, self.sampler(weights, self.ranks.device))
 
@@ -386,89 +311,3 @@ class Trainer:
         if self.ranks.is_first:
             self.recorder.flush()
         self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.step.stateful)
-
-    @property
-    def reserved_bytes(self) -> int | None:
-        """What CUDA's allocator held at its most, with what it lost between tensors; None on a CPU."""
-        on_gpu = self.ranks.device.type == "cuda"
-        return torch.cuda.max_memory_reserved(self.ranks.device) if on_gpu else None
-
-    def _finish_diverged(self, end: Diverged) -> None:
-        """Write what a run leaves that a guard stopped: its rows until then, no model and no other figures."""
-        self._write_ledger()
-        if self.ranks.is_first:
-            self.recorder.flush()
-            for table in (self.recorder.table, self.evals):
-                table.cut(end.step)
-            outcome = {"step": end.step, "reason": end.reason}
-            rundir.append_event(self.directory, "diverged", **outcome)
-            counts = guards.counts(self.step.guard, self.step.loss_scale)
-            metrics = {"status": "diverged", **self.identity, **outcome, **counts}
-            rundir.write_json(self.directory / "metrics.json", metrics)
-            probes.progress_line(event="diverged", **outcome)
-        self.checkpoints.discard()
-        parallel.wait_for_all()  # no rank ends, and has the others stopped, before this is written
-
-    def _finish(self) -> None:
-        self._write_ledger()
-        drawn = parallel.total(torch.from_numpy(self.drawn.sums).to(self.ranks.device)).cpu().numpy()
-        data_order = self.drawn.digest(drawn, self.tokens.meta["splits"]["train"]["sha256_tokens"])
-        weights = full_weights(self.model)
-        if self.ranks.is_first:
-            from safetensors.torch import save_file
-
-            save_file(weights, self.directory / "model.safetensors")
-            rundir.write_json(self.directory / "metrics.json", self._summary(data_order))
-        self.checkpoints.discard()
-
-    def _summary(self, data_order: str) -> dict:
-        rows = self.recorder.table.read()
-        evals = [float(row["val_loss"]) for row in self.evals.read()]
-        seconds = probes.steady([float(row["step_seconds"]) for row in rows])
-        last = [float(row["train_loss"]) for row in rows[-10:]]
-        peaks = [float(row["peak_memory_gib"]) for row in rows if row["peak_memory_gib"]]
-        peak = max(peaks) if peaks else _scaled(self.memory.peak_bytes, 2**30)
-        return {
-            "status": "complete",
-            **self.identity,
-            "parameters": self.parameter_count,
-            "steps": len(rows),
-            "tokens": self._tokens_seen(len(rows) - 1),
-            "train_loss": sum(last) / len(last),
-            **figures(evals[-1], self.tokens.bytes_per_token("validation"), "val"),
-            "best_val_loss": min(evals),
-            **evaluated(
-                parallel.unwrapped(self.model),
-                self.tokens.validation,
-                self.config,
-                limit=self.config.evaluation.eval_tokens,
-            ),
-            "data_order_sha256": data_order,
-            "flops": probes.training_flops(
-                self.parameter_count, self.config.model, self._tokens_seen(len(rows) - 1)
-            ),
-            "step_seconds_median": seconds,
-            "tokens_per_second": self._tokens_seen(0) / seconds,
-            "peak_memory_gib": peak,
-            "peak_reserved_gib": _scaled(self.reserved_bytes, 2**30),
-            "eval_peak_memory_gib": _scaled(self.eval_peak_bytes, 2**30),
-            "activation_mib": _scaled(self.memory.activation_bytes, 2**20),
-            **guards.counts(self.step.guard, self.step.loss_scale),
-            "train_seconds": sum(float(row["step_seconds"]) for row in rows),
-            **self.seconds,
-            "compile_seconds": compiling.proof().seconds,
-        }
-
-
-def _scaled(value: int | None, unit: int) -> float | None:
-    return None if value is None else value / unit
-
-
-def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights, whole and on the CPU, by their plain names (every rank must call this)."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {
-        name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=options).items()
-    }

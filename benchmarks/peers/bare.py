@@ -22,8 +22,8 @@ def _train(task: Task, config: Config) -> dict:
     from benchmarks.batches import RandomWindows
     from benchmarks.measure import Meter
     from engine import parallel
+    from engine.build import build_model, build_optimizer
     from engine.step import autocast
-    from engine.trainer import build_model, build_optimizer
 
     size, training = task.size, config.training
     ranks = parallel.start(config.parallel, config.run.device)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from engine import outcome
 from engine.memory import local
 from engine.step import Step
-from engine.trainer import Trainer
 
 
 def install(name: str, *, rank: int, step: int, where: str) -> None:
@@ -19,7 +19,7 @@ def install(name: str, *, rank: int, step: int, where: str) -> None:
     """
     me = int(os.environ["RANK"])
     is_spoilt, before = [False], []
-    call, pass_, clip, finish = Step.__call__, Step._forward_backward, Step._clip, Trainer._finish_diverged
+    call, pass_, clip, finish = Step.__call__, Step._forward_backward, Step._clip, outcome.diverged
 
     def stepping(self, number, micro_batches):
         if number == step:
@@ -37,8 +37,8 @@ def install(name: str, *, rank: int, step: int, where: str) -> None:
             local(self.parameters[0].grad).fill_(math.nan)
         return clip(self)
 
-    def finishing(self, end):
-        pairs = list(zip(before, held(self.step), strict=True))
+    def finishing(run, end):
+        pairs = list(zip(before, held(run.step), strict=True))
         found = {
             "step": end.step,
             "same": all(torch.equal(a, b) for a, b in pairs),
@@ -46,10 +46,10 @@ def install(name: str, *, rank: int, step: int, where: str) -> None:
             "tensors": len(pairs),
         }
         Path(f"kept-{name}-{me}.json").write_text(json.dumps(found), encoding="utf-8")
-        finish(self, end)
+        finish(run, end)
 
     Step.__call__, Step._forward_backward, Step._clip = stepping, forward_backward, clipping
-    Trainer._finish_diverged = finishing
+    outcome.diverged = finishing
 
 
 def held(step: Step) -> list[torch.Tensor]:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.build import build_model, build_optimizer
 from engine.config import resolve
 from engine.parallel import Ranks
 from engine.step import Step
-from engine.trainer import build_model, build_optimizer
 
 GOLDEN = Path(__file__).with_name("losses.json")
 PRESETS = {

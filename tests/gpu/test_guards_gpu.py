@@ -6,10 +6,10 @@ import pytest
 import torch
 from engine_runs import Lab, column, read_json
 
+from engine.build import build_model, build_optimizer
 from engine.config import resolve
 from engine.parallel import Ranks
 from engine.step import Step
-from engine.trainer import build_model, build_optimizer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,11 +10,11 @@ import torch
 from engine_runs import read_json, rows
 
 from engine import evaluate
+from engine.build import build_model
 from engine.data.prepare import open_tokens
 from engine.errors import ConfigError
 from engine.evaluate import figures, final_model, mean_loss
 from engine.parallel import Ranks
-from engine.trainer import build_model
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 TOKENS = np.random.Philox(key=5).random_raw(75) % 61  # four windows of 16 targets, and ten more

@@ -9,12 +9,12 @@ from engine_runs import column, events, ledger, read_json, rows, untimed
 from test_loss_scale import HostReads, held
 
 from engine import guards
+from engine.build import build_model, build_optimizer
 from engine.config import Guards, resolve
 from engine.guards import GATHERED, NORMS, Diverged, Guard
 from engine.optimizers import OPTIMIZERS
 from engine.parallel import Ranks
 from engine.step import Step
-from engine.trainer import build_model, build_optimizer
 
 CPU = torch.device("cpu")
 NAN, INF = math.nan, math.inf

@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 from engine_runs import ledger, read_json
 
-from engine import step, trainer
+from engine import build, step, trainer
 from engine.data.batches import TrainOrder
 from engine.data.prepare import open_tokens
 from engine.models import attention
@@ -82,17 +82,17 @@ def test_lines_say_how_it_was_established(lab):
 
 @pytest.mark.parametrize("mode", ["full", "selective", "every_n"])
 def test_checkpointing_that_never_happened(lab, monkeypatch, mode):
-    monkeypatch.setattr(trainer, "apply_activation_checkpointing", lambda *_, **__: None)
+    monkeypatch.setattr(build, "apply_activation_checkpointing", lambda *_, **__: None)
     run = lab.train(activation_checkpointing=mode)
     assert disagreeing(run) == ["activation_checkpointing"]
     assert ledger(run)["activation_checkpointing"]["in_effect"] == "0 of 2 blocks recomputed"
 
 
 def test_checkpointing_that_nobody_asked_for(lab, monkeypatch):
-    apply = trainer.apply_activation_checkpointing
+    apply = build.apply_activation_checkpointing
     full = lab.config(activation_checkpointing="full").memory
     monkeypatch.setattr(
-        trainer, "apply_activation_checkpointing", lambda model, _, **kw: apply(model, full, **kw)
+        build, "apply_activation_checkpointing", lambda model, _, **kw: apply(model, full, **kw)
     )
     assert disagreeing(lab.train()) == ["activation_checkpointing"]
 
@@ -145,7 +145,7 @@ def test_the_attention_kernel_is_the_one_that_ran(lab):
 
 
 def test_a_kernel_that_was_not_the_one_asked_for(lab, monkeypatch):
-    monkeypatch.setattr(trainer, "select_attention", lambda *_: None)
+    monkeypatch.setattr(build, "select_attention", lambda *_: None)
     run = lab.train(attention="math")
     assert disagreeing(run) == ["attention"] and ledger(run)["attention"]["in_effect"] == "sdpa flash"
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine.build import build_model, build_optimizer
 from engine.config import resolve
 from engine.models import MODELS
 from engine.models.gpt import INIT_STD, build
@@ -17,7 +18,6 @@ from engine.objectives import next_token
 from engine.optimizers import OPTIMIZERS, missing_library
 from engine.optimizers.groups import decay_groups
 from engine.parallel import Ranks
-from engine.trainer import build_model, build_optimizer
 
 VOCABULARY = 61
 ONE = Ranks(0, 1, torch.device("cpu"))

@@ -8,19 +8,19 @@ import dataclasses
 import pytest
 from engine_runs import ledger, read_json, weights
 
-from engine import ladder, pretrained, step, trainer
+from engine import build, ladder, pretrained, step, trainer
 from engine.data.batches import Prefetcher
 from engine.models import gpt
 from engine.objectives import NextToken
 from engine.profiling import Profiler
 
-build, fill = gpt.build, pretrained._fill
+build_gpt, fill = gpt.build, pretrained._fill
 BF16_STREAM = {"precision": "bf16", "residual_precision": "bf16"}
 
 
 def in_fp32(settings, *arguments):
     """A model whose residual stream is fp32, whatever it was told."""
-    return build(dataclasses.replace(settings, residual_precision="fp32"), *arguments)
+    return build_gpt(dataclasses.replace(settings, residual_precision="fp32"), *arguments)
 
 
 def full(vocabulary_size, group, **_):
@@ -39,14 +39,14 @@ BROKEN = {  # name: (settings, the part of the engine that is replaced, by what,
     "stream": (BF16_STREAM, (gpt, "build"), in_fp32, "residual_precision", "float32"),
     "fused": (
         {"loss_kernel": "fused"},
-        (trainer, "NextToken"),
+        (build, "NextToken"),
         full,
         "loss_kernel",
         "full, largest logits 64 × 256",
     ),
     "chunked": (
         {"loss_kernel": "chunked", "loss_chunk_tokens": 8},
-        (trainer, "NextToken"),
+        (build, "NextToken"),
         whole,
         "loss_kernel",
         "fused, largest logits 64 × 256",
@@ -54,7 +54,7 @@ BROKEN = {  # name: (settings, the part of the engine that is replaced, by what,
     "fp16": ({"precision": "fp16"}, (step, "LossScale"), lambda *_: None, "loss_scale", "none"),
     "prefetch": ({"prefetch": 3}, (trainer, "Prefetcher"), one_ahead, "prefetch", "1"),
     "trace": ({"profile_steps": 1}, (Profiler, "step"), lambda *_: False, "profile_steps", "0"),
-    "offload": ({"optimizer_offload": True}, (trainer, "offload"), lambda o: o, "optimizer_offload", "cpu"),
+    "offload": ({"optimizer_offload": True}, (build, "offload"), lambda o: o, "optimizer_offload", "cpu"),
 }
 
 

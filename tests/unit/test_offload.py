@@ -279,7 +279,7 @@ def test_the_ledger_tells_where_the_state_is():
 
 
 def test_a_run_with_offload_is_the_run_without(lab, monkeypatch):
-    monkeypatch.setattr("engine.trainer.offload", functools.partial(offload, chunk_bytes=1))
+    monkeypatch.setattr("engine.build.offload", functools.partial(offload, chunk_bytes=1))
     runs = [lab.train(run=f"offload_{on}", optimizer_offload=on, clip_norm=0.5) for on in (False, True)]
     for name in ("train_loss", "grad_norm"):
         assert column(runs[0], name) == column(runs[1], name)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from engine_runs import column, ledger, read_json, untimed
 
+from engine.build import build_model
 from engine.config import resolve
 from engine.data.batches import IGNORED
 from engine.parallel import Ranks
 from engine.step import Step
-from engine.trainer import build_model
 
 VOCABULARY = 61
 ONE = Ranks(0, 1, torch.device("cpu"))

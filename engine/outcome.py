@@ -1,0 +1,98 @@
+"""What a run leaves at its end: its weights and figures, or that it diverged. `metrics.json` is written last."""
+
+import torch
+import torch.nn as nn
+
+from engine import compiling, guards, parallel, probes, rundir
+from engine.evaluate import evaluated, figures
+from engine.guards import Diverged
+
+
+def diverged(run, end: Diverged) -> None:
+    """Write what `run`, a Trainer, leaves if a guard stopped it: rows until then, no model and no other figures."""
+    run.write_ledger()
+    if run.ranks.is_first:
+        run.recorder.flush()
+        for table in (run.recorder.table, run.evals):
+            table.cut(end.step)
+        outcome = {"step": end.step, "reason": end.reason}
+        rundir.append_event(run.directory, "diverged", **outcome)
+        counts = guards.counts(run.step.guard, run.step.loss_scale)
+        metrics = {"status": "diverged", **run.identity, **outcome, **counts}
+        rundir.write_json(run.directory / "metrics.json", metrics)
+        probes.progress_line(event="diverged", **outcome)
+    run.checkpoints.discard()
+    parallel.wait_for_all()  # no rank ends, and has the others stopped, before this is written
+
+
+def complete(run) -> None:
+    """Write what `run`, a Trainer that took all its steps, leaves."""
+    run.write_ledger()
+    drawn = parallel.total(torch.from_numpy(run.drawn.sums).to(run.ranks.device)).cpu().numpy()
+    data_order = run.drawn.digest(drawn, run.tokens.meta["splits"]["train"]["sha256_tokens"])
+    weights = full_weights(run.model)
+    if run.ranks.is_first:
+        from safetensors.torch import save_file
+
+        save_file(weights, run.directory / "model.safetensors")
+        rundir.write_json(run.directory / "metrics.json", _summary(run, data_order))
+    run.checkpoints.discard()
+
+
+def _summary(run, data_order: str) -> dict:
+    rows = run.recorder.table.read()
+    evals = [float(row["val_loss"]) for row in run.evals.read()]
+    seconds = probes.steady([float(row["step_seconds"]) for row in rows])
+    last, tokens = [float(row["train_loss"]) for row in rows[-10:]], run.tokens_seen(len(rows) - 1)
+    return {
+        "status": "complete",
+        **run.identity,
+        "parameters": run.parameter_count,
+        "steps": len(rows),
+        "tokens": tokens,
+        "train_loss": sum(last) / len(last),
+        **figures(evals[-1], run.tokens.bytes_per_token("validation"), "val"),
+        "best_val_loss": min(evals),
+        **evaluated(
+            parallel.unwrapped(run.model),
+            run.tokens.validation,
+            run.config,
+            limit=run.config.evaluation.eval_tokens,
+        ),
+        "data_order_sha256": data_order,
+        "flops": probes.training_flops(run.parameter_count, run.config.model, tokens),
+        "step_seconds_median": seconds,
+        "tokens_per_second": run.tokens_seen(0) / seconds,
+        **_memory(run, rows),
+        **guards.counts(run.step.guard, run.step.loss_scale),
+        "train_seconds": sum(float(row["step_seconds"]) for row in rows),
+        **run.seconds,
+        "compile_seconds": compiling.proof().seconds,
+    }
+
+
+def _memory(run, rows: list[dict]) -> dict[str, float | None]:
+    """Peaks of the steps, of what the allocator held, and of evaluation; None where they cannot be measured."""
+    peaks = [float(row["peak_memory_gib"]) for row in rows if row["peak_memory_gib"]]
+    on_gpu = run.ranks.device.type == "cuda"
+    reserved = torch.cuda.max_memory_reserved(run.ranks.device) if on_gpu else None
+    return {
+        "peak_memory_gib": max(peaks) if peaks else _scaled(run.memory.peak_bytes, 2**30),
+        "peak_reserved_gib": _scaled(reserved, 2**30),
+        "eval_peak_memory_gib": _scaled(run.eval_peak_bytes, 2**30),
+        "activation_mib": _scaled(run.memory.activation_bytes, 2**20),
+    }
+
+
+def _scaled(value: int | None, unit: int) -> float | None:
+    return None if value is None else value / unit
+
+
+def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, whole and on the CPU, by their plain names (every rank must call this)."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {
+        name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=options).items()
+    }
