@@ -21,11 +21,12 @@ from metrics.words import number
 
 # How a run is computed, never what it learns: what such runs cost may be set side by side.
 MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
-MEMORY |= {"optimizer_offload"}
+MEMORY |= {"optimizer_offload", "gradient_sums"}
 BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
-SPREADING = {"processes", "data_parallel", "tensor_parallel", "shard_size", "reshard_after_forward"}
-SPREADING |= {"batch_size", "micro_batch_size", "steps"}
+SPREADING = {"processes", "data_parallel", "tensor_parallel", "shard_size", "shard_unit"}
+SPREADING |= {"reshard_after_forward", "batch_size", "micro_batch_size", "steps"}
 NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
+NAMES |= {"sample_tokens", "sample_prompt"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
 RULE_TOLERANCE = 0.01
 

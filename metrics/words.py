@@ -148,7 +148,11 @@ def footnotes(summary: Summary) -> list[str]:
 
 def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
     notes = [f"invalid: {words}" for words in run.invalid]
-    notes += [f"not comparable: {words}" for words in run.not_comparable]
+    notes += [
+        f"not comparable: {words}"
+        for words in run.not_comparable
+        if not words.startswith("diverged")  # the run's notes say that, with its step
+    ]
     notes += [f"costs not comparable: {words}" for words in run.costs_not_comparable]
     notes += [f"not as requested: {words}" for words in run.ledger]
     notes += run.notes

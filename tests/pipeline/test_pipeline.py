@@ -17,7 +17,7 @@ from plots import browser
 
 pytestmark = pytest.mark.slow
 
-BOTH = {"train@base-1", "train@own_lr-1"}
+BOTH = {"train@1-base", "train@1-own_lr"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def first(sandbox):
 
 
 def test_the_first_run_trains_everything_and_ends_with_the_table(sandbox, first):
-    assert ran(first) == {"plan", "tokenize", *BOTH, "eval@base-1", "eval@own_lr-1", "summarize"}
+    assert ran(first) == {"plan", "tokenize", *BOTH, "eval@1-base", "eval@1-own_lr", "summarize"}
     assert re.search(r"own_lr .* no verdict", first), first
     assert "Report: reports/tiny/report.html" in first
     assert [row["step"] for row in sandbox.steps("base-1")] == ["0", "1", "2", "3"]
@@ -56,7 +56,7 @@ def test_metrics_show_reads_as_one_row_a_run(sandbox, first):
 
 def test_a_changed_lr_reruns_only_the_runs_that_inherit_it(sandbox, first):
     output = sandbox.experiment("study=tiny", "lr=2.5e-4")
-    assert ran(output) & BOTH == {"train@base-1"}, output
+    assert ran(output) & BOTH == {"train@1-base"}, output
     assert "lr = 0.00025" in (sandbox.path / "results/tiny/configs/base-1.toml").read_text()
     assert sandbox.steps("base-1")[0]["lr"] == "0.00025"  # from -S to the optimizer
     diff = sandbox.run("dvc", "metrics", "diff", "--md")
@@ -71,7 +71,7 @@ def test_a_second_study_leaves_the_first_alone_and_coming_back_reruns_nothing(sa
     assert ran(output) >= BOTH
     assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
     back = sandbox.experiment("study=tiny")
-    assert not ran(back) & (BOTH | {"tokenize", "eval@base-1", "eval@own_lr-1"}), back
+    assert not ran(back) & (BOTH | {"tokenize", "eval@1-base", "eval@1-own_lr"}), back
     assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
 
 
@@ -80,13 +80,13 @@ def test_a_new_run_runs_alone(sandbox, first):
         "dvc", "exp", "run", "-S", "study=tiny", "-S", "+runs.sgd={optimizer: sgd, lr: 0.05}"
     )
     trained = {stage for stage in ran(output) if stage.startswith("train")}
-    assert trained == {"train@sgd-1"}, output
+    assert trained == {"train@1-sgd"}, output
 
 
 def test_a_run_that_diverges_is_a_result_and_the_others_go_on(sandbox, first):
     wild = "+runs.wild={optimizer: sgd, lr: 1.0e+30, clip_norm: 0.0}"
     output = sandbox.run("dvc", "exp", "run", "-S", "study=tiny", "-S", wild)
-    assert {"train@wild-1", "eval@wild-1", "summarize"} <= ran(output), output
+    assert {"train@1-wild", "eval@1-wild", "summarize"} <= ran(output), output
     step = json.loads((sandbox.path / "results/tiny/wild-1/metrics.json").read_text())["step"]
     assert re.search(
         rf"\* wild: seed 1: diverged: at step {step}: the training loss or .* not finite", output
@@ -105,7 +105,7 @@ def test_a_hand_edit_of_params_is_refused_not_lost(sandbox, first):
     assert params.read_text() == edited
     assert "lr = 0.003" not in (sandbox.path / "results/tiny/configs/base-1.toml").read_text()
     output = sandbox.run("dvc", "repro")  # runs exactly the edited file
-    assert "train@base-1" in ran(output)
+    assert "train@1-base" in ran(output)
     assert "lr = 0.003" in (sandbox.path / "results/tiny/configs/base-1.toml").read_text()
     sandbox.run("git", "checkout", "params.yaml")
 
@@ -199,4 +199,4 @@ def test_killing_dvc_ends_the_trainer_and_leaves_no_finished_looking_run(sandbox
     assert wait_until(lambda: not trainers(sandbox), 20)
     assert not (sandbox.path / "results/tiny/base-1/metrics.json").exists()
     sandbox.run("git", "checkout", "params.yaml")
-    assert "train@base-1" not in ran(sandbox.experiment("study=tiny"))  # the finished one is in the cache
+    assert "train@1-base" not in ran(sandbox.experiment("study=tiny"))  # the finished one is in the cache

@@ -30,7 +30,7 @@ def test_the_real_files_are_tokenized_by_the_standard_protocol_and_trained_on(sa
     """Up to train: scoring the whole test file over 33,278 words is a GPU's work (see records/)."""
     overrides = [x for o in (f"data_dir={FILES}", *SMALL) for x in ("-S", o)]
     output = sandbox.run("dvc", "exp", "run", "-S", "study=wikitext2", *overrides, "train")
-    assert {"train@pre_norm-1", "train@no_warmup-1"} <= ran(output)
+    assert {"train@1-pre_norm", "train@1-no_warmup"} <= ran(output)
     meta = json.loads((sandbox.path / "tokens/wikitext2/meta.json").read_text())
     assert meta["vocabulary_size"] == 33_278
     assert [meta["splits"][s]["tokens"] for s in ("train", "validation", "test")] == [
