@@ -129,7 +129,7 @@ def cost_sentence(summary: Summary, run: RunSummary) -> str:
         if run.comparison is None or ratio is None or ratio.low is None or ratio.high is None:
             continue
         if (ratio.low > 1 or ratio.high < 1) and abs(ratio.mean - 1) >= WORTH_SAYING:
-            change = f"{abs(ratio.mean - 1):.0%} {'more' if ratio.mean > 1 else 'less'}"
+            change = f"{100 * abs(ratio.mean - 1):.0f} % {'more' if ratio.mean > 1 else 'less'}"
             parts.append(f"{METRICS[name].label} {change}")
     return f"{run.run} costs, against {summary.results.study.baseline}: {', '.join(parts)}." if parts else ""
 

@@ -29,7 +29,7 @@ def test_means_verdicts_and_ratios(results):
     assert baseline.estimates["step_milliseconds"].mean == pytest.approx(100, rel=0.02)
     assert checkpointing.ratios["activation_mib"].mean == pytest.approx(12.1 / 60.3)
     assert "exactly the same test loss in all 3" in words.verdict_sentence(study, checkpointing)
-    assert "activations kept 80% less" in words.cost_sentence(study, checkpointing)
+    assert "activations kept 80 % less" in words.cost_sentence(study, checkpointing)
 
 
 def test_unfinished_seeds_show_no_numbers(results):
