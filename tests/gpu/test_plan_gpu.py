@@ -57,6 +57,8 @@ RUNS = {
     **{f"{mode}-eager": changes for mode, changes in MODES.items() if not mode.startswith("budget")},
     **{f"{name}-blocks": changes | {"compile": "blocks"} for name, changes in KERNELS.items()},
     "none-model": {"compile": "model"},
+    "fused_sums-model": {"compile": "model", "gradient_sums": "fused"},
+    "fused_sums-full-blocks": MODES["full"] | {"compile": "blocks", "gradient_sums": "fused"},
     "full_loss-model": {"compile": "model", "loss_kernel": "full"},
     "full_loss-eager": {"loss_kernel": "full", "batch_size": 16, "micro_batch_size": 8},
 }

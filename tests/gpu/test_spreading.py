@@ -28,11 +28,13 @@ RUN = {
     "eval_batch_size": 4,
     "pad_vocabulary_to": 64,
 }
+FUSED = {"precision": "bf16", "compile": "model", "loss_kernel": "fused", "gradient_sums": "fused"}
 FAST = {"precision": "bf16", "compile": "blocks", "loss_kernel": "fused"}
 WAYS = {
     "ddp": (2, {}),
     "fsdp": (2, {"data_parallel": "fsdp"}),
     "fsdp_kept": (2, {"data_parallel": "fsdp", "reshard_after_forward": False}),
+    "fsdp_model": (2, {"data_parallel": "fsdp", "shard_unit": "model"}),
     "tensor": (2, {"tensor_parallel": 2}),
     "hsdp": (4, {"data_parallel": "hsdp"}),
     "fsdp_tensor": (4, {"data_parallel": "fsdp", "tensor_parallel": 2}),
@@ -62,3 +64,11 @@ def test_losses_and_gradient_norms_are_those_of_one_gpu(lab, one, way, fast):
     assert lines["sharding"]["in_effect"] != "one rank"
     for name, tolerance in (("train_loss", 1e-2 if fast else 1e-4), ("grad_norm", 5e-2 if fast else 1e-3)):
         assert column(run, name) == pytest.approx(column(one[fast], name), rel=tolerance)
+
+
+def test_sums_that_do_not_go_through_autograd_are_exchanged_too(lab, one):
+    run = lab.launch(2, run="fused", **RUN, **FUSED)
+    lines = ledger(run)
+    assert [what for what, line in lines.items() if not line["agrees"]] == []
+    assert lines["sharding"]["in_effect"] == "ddp over 2 ranks" and lines["gradient_sums"]["agrees"]
+    assert column(run, "train_loss") == pytest.approx(column(one[True], "train_loss"), rel=1e-2)
