@@ -13,6 +13,7 @@ import torch.nn as nn
 from engine import compiling, float8, ladder, parallel, pretrained, runtime
 from engine.config import Config
 from engine.errors import ConfigError
+from engine.evaluate import eval_precision
 from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
@@ -31,8 +32,12 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
     micro = t.micro_batch_size or per_rank
     problems = [
         *parallel.check(config, ranks.world_size),
-        *kernel_problems(
-            config.model.attention, ranks.device, precision=t.precision, dropout=config.model.dropout
+        *dict.fromkeys(
+            problem
+            for precision in (t.precision, eval_precision(config))
+            for problem in kernel_problems(
+                config.model.attention, ranks.device, precision=precision, dropout=config.model.dropout
+            )
         ),
         *runtime.check(config.runtime, ranks.device.type),
         *ladder.check(config, ranks.world_size, ranks.device.type),

@@ -21,8 +21,14 @@ from engine.data.prepare import open_tokens
 from engine.errors import command
 from engine.models import MODELS
 from engine.objectives import NextToken
-from engine.rundir import outcome, write_json
+from engine.rundir import read_outcome, write_json
 from engine.step import autocast
+
+
+def eval_precision(config: Config) -> str:
+    """The precision that evaluations have: their own, or that of training."""
+    asked = config.evaluation.eval_precision
+    return config.training.precision if asked == "precision" else asked
 
 
 @torch.no_grad()
@@ -31,9 +37,8 @@ def mean_loss(model, tokens, config: Config, ranks: parallel.Ranks, *, limit: in
 
     The same windows whatever the batch size and the number of ranks; uncompiled, in eval mode.
     """
-    e, context = config.evaluation, config.model.context
+    e, context, precision = config.evaluation, config.model.context, eval_precision(config)
     tokens = tokens[: limit + 1] if limit else tokens
-    precision = config.training.precision if e.eval_precision == "precision" else e.eval_precision
     sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     was_training = model.training
     model.eval()
@@ -109,7 +114,7 @@ def main() -> None:
     parser.add_argument("split", choices=("train", "validation", "test"))
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
-    metrics = outcome(arguments.directory)
+    metrics = read_outcome(arguments.directory)
     of = {key: metrics[key] for key in ("status", "study", "run", "seed", "config_sha256")}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     if metrics["status"] == "diverged":

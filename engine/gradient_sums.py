@@ -3,15 +3,21 @@
 Autograd makes a weight's gradient in 16 bits, copies it to fp32, and adds the copy to the sum; and autocast casts
 every weight in every forward pass. Here the product of a weight's gradient adds to the fp32 sum itself, and a pass
 reads a 16-bit copy of the weights that is made at the start of a step. (Megatron-LM has the first half, as gradient
-accumulation fusion.) Sums are in fp32 throughout: one rounding less than autograd's.
+accumulation fusion.) Products are summed in fp32: one rounding less than autograd's. A bias is added to a product
+that was rounded, not before: one more.
+
+Rows of the embedding are added with atomic operations on a GPU, so two runs may differ there in the last bit.
 
 The operations are torch custom ones: compiled code calls them as they are, activation checkpointing sees them, and
 torch's profiler counts them for the ledger. Biases, norms and learned positions stay with autograd.
 """
 
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from engine import losses, parallel
 from engine.ledger import Line
@@ -35,19 +41,26 @@ def linear(x: torch.Tensor, weight: torch.Tensor, total: torch.Tensor) -> torch.
     return F.linear(x, weight)
 
 
+# Fakes take the memory that the real ones take for a while: the memory plan counts it.
 @add_product_.register_fake
 def _(total, a, b):
-    return None
+    losses.add_product(total, a, b)
 
 
 @add_rows_.register_fake
 def _(total, index, rows):
-    return None
+    rows.to(total.dtype)
 
 
 @linear.register_fake
 def _(x, weight, total):
     return x.new_empty(*x.shape[:-1], len(weight))
+
+
+@register_flop_formula(torch.ops.plumbline.linear)
+def _(x_shape, weight_shape, *_, **__) -> int:
+    """As much as F.linear: the compiler weighs by it what to recompute under a memory budget."""
+    return 2 * math.prod(x_shape) * weight_shape[0]
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -125,6 +138,7 @@ class GradientSums:
         head = model.head_weight
         model.loss.summed_head = (self._copy(head, dtype), _alias(head))
         self.group_size, self.exchanged = group_size, 0
+        self.steps = 0  # for which the copies were made
 
     def _copy(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
@@ -138,6 +152,7 @@ class GradientSums:
 
     def refresh(self) -> None:
         """Copy the weights: at the start of every step."""
+        self.steps += 1
         torch._foreach_copy_(*map(list, zip(*self._copies, strict=True)))
 
     def exchange(self) -> None:
@@ -151,15 +166,26 @@ def _alias(weight: torch.Tensor) -> torch.Tensor:
     return weight.grad.data
 
 
-def lines(sums: GradientSums | None, wanted: str, counts, accumulation: int) -> list[Line]:
-    """How many products added to their sums in the measured step; counts: those of engine.operations."""
-    found = counts.get("plumbline::add_product_", 0), counts.get("plumbline::add_rows_", 0)
-    if wanted == "autograd" and not any(found):
+def lines(
+    sums: GradientSums | None, wanted: str, counts, *, head: int, accumulation: int, steps: int
+) -> list[Line]:
+    """How many products added to their sums in the measured step.
+
+    counts: those of engine.operations; head: those that the loss noted; steps: taken by the run in this process.
+    """
+    found = [counts.get("plumbline::add_product_", 0), counts.get("plumbline::add_rows_", 0)]
+    if wanted == "autograd" and sums is None and not any(found):
         return []
-    expected = (len(sums.linears) * accumulation, accumulation) if sums else (0, 0)
-    how = (
-        f"operations of one step: {found[0]} of {expected[0]} gradients of linear layers and {found[1]} of "
-        f"{expected[1]} of the embedding were added in place"
+    found += [head, sums.steps if sums else 0]
+    expected = [len(sums.linears) * accumulation, accumulation, accumulation, steps] if sums else [0] * 4
+    named = (
+        "gradients of linear layers",
+        "of the embedding",
+        "of the head",
+        "steps with new copies of weights",
     )
-    in_effect = "fused" if any(found) and found == expected else "not all fused" if any(found) else "autograd"
+    how = "of one step, added in place: " + ", ".join(
+        f"{n} of {of} {what}" for n, of, what in zip(found, expected, named, strict=True)
+    )
+    in_effect = "fused" if sums and found == expected else "not all fused" if any(found[:3]) else "autograd"
     return [Line("gradient_sums", wanted, in_effect, how, in_effect == wanted)]

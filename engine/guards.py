@@ -159,12 +159,15 @@ class Guard:
         """For a checkpoint; the host waits for the device."""
         self.stopped(wait=True)
         counts = [self.steps, self.skipped, self.spikes, self.unlike]
-        return {"counts": counts, "loss": [self._smoothed, self._lowest], "norms": list(self._norms)}
+        end = [self.end.step, self.end.reason] if self.end else None
+        loss = [self._smoothed, self._lowest]
+        return {"counts": counts, "loss": loss, "norms": list(self._norms), "end": end}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over a `state_dict`."""
         self.steps, self.skipped, self.spikes, self.unlike = state["counts"]
         self._smoothed, self._lowest = state["loss"]
+        self.end = Diverged(*state["end"]) if state["end"] else None
         self._norms = deque(state["norms"], NORMS)
         window = [math.nan] * (NORMS - len(self._norms)) + list(self._norms)
         self._window = torch.tensor(window, dtype=torch.float64, device=self.device)
@@ -191,4 +194,5 @@ def step_unless(refused: torch.Tensor, optimizer: torch.optim.Optimizer) -> None
 def counts(guard: Guard, loss_scale=None) -> dict[str, int]:
     """For metrics.json: updates skipped, by the guard or by fp16's `loss_scale`, and spikes of the gradient norm."""
     by_scale = int(loss_scale.skipped.item()) if loss_scale else 0
-    return {"skipped_steps": guard.skipped + by_scale, "loss_spikes": guard.spikes}
+    spikes = guard.spikes if guard.active else None  # nobody looked
+    return {"skipped_steps": guard.skipped + by_scale, "norm_spikes": spikes}

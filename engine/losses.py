@@ -209,7 +209,8 @@ def add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) ->
         if total is None:
             return torch.mm(a, b, out_dtype=torch.float32)
         return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    return (a @ b).float() if total is None else total.add_(a @ b)
+    product = a.float() @ b.float()
+    return product if total is None else total.add_(product)
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:

@@ -187,7 +187,9 @@ class StepMemory:
 
     def _held(self) -> list[torch.Tensor]:
         states = (v for state in self._optimizer.state.values() for v in state.values())
-        tensors = [*self._model.parameters(), *self._model.buffers(), *states]
+        parameters, sums = list(self._model.parameters()), getattr(self._model, "gradient_sums", None)
+        gradients = [p.grad for p in parameters if p.grad is not None]  # those that outlive a step
+        tensors = [*parameters, *self._model.buffers(), *states, *gradients, *(sums.held if sums else [])]
         return [local(t) for t in tensors if isinstance(t, torch.Tensor)]
 
     @contextlib.contextmanager

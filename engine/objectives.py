@@ -57,7 +57,7 @@ class NextToken(nn.Module):
 
     def forget(self) -> None:
         """Start the notes anew: what follows is one step."""
-        self.largest_logits, self.passes = (0, 0), Counter()
+        self.largest_logits, self.passes, self.head_sums = (0, 0), Counter(), 0
 
     def compile(self, **options) -> None:
         """torch.compile what there is to fuse: the full loss of one process.
@@ -102,6 +102,7 @@ class NextToken(nn.Module):
         chunk = len(hidden) if self.kernel == "fused" and differentiable else self.chunk_tokens
         plan = losses.Plan(self.vocabulary, dtype, max(chunk, 1), self._saw, gradient_scale)
         if differentiable and self.summed_head:
+            self.head_sums += 1
             weight, plan = self.summed_head[0], dataclasses.replace(plan, weight_sum=self.summed_head[1])
         if differentiable:
             return losses.LinearCrossEntropy.apply(hidden, weight, targets, plan)

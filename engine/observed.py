@@ -20,6 +20,7 @@ from engine import (
     runtime,
 )
 from engine.config import Config
+from engine.evaluate import eval_precision
 from engine.ledger import Line
 from engine.operations import Operations
 from engine.parallel import Ranks
@@ -38,6 +39,7 @@ class Observed:
     sample_ids: list[int]  # of all ranks
     operations: Operations
     loss: list[Line]  # about its kernel
+    head_sums: int  # of the head's products, those whose gradient the loss added in place
     operand_dtype: torch.dtype  # of the head's product
     stream_dtype: torch.dtype  # of the residual stream before the last norm
 
@@ -53,7 +55,12 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *evaluation(config, run.evaluated_in),
         *loss_scale(config, run.step.loss_scale),
         *gradient_sums.lines(
-            model.gradient_sums, config.training.gradient_sums, seen.operations.counts, seen.accumulation
+            model.gradient_sums,
+            config.training.gradient_sums,
+            seen.operations.counts,
+            head=seen.head_sums,
+            accumulation=seen.accumulation,
+            steps=run.steps_here,
         ),
         *run.step.guard.lines(run.steps_taken),
         *float8.lines(model, config.training.float8),
@@ -133,8 +140,7 @@ def evaluation(config: Config, dtype: torch.dtype | None) -> list[Line]:
     """The dtype of the newest evaluation's product; no line before there was one."""
     if dtype is None:
         return []
-    asked = config.evaluation.eval_precision
-    wanted = config.training.precision if asked == "precision" else asked
+    wanted = eval_precision(config)
     how = "operands of the head's product in the newest evaluation"
     return [Line("eval_precision", wanted, _name(dtype), how, dtype is DTYPES[wanted])]
 

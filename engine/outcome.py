@@ -15,6 +15,7 @@ def diverged(run, end: Diverged) -> None:
         run.recorder.flush()
         for table in (run.recorder.table, run.evals):
             table.cut(end.step)
+        rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}
         rundir.append_event(run.directory, "diverged", **outcome)
         counts = guards.counts(run.step.guard, run.step.loss_scale)

@@ -121,6 +121,12 @@ def check(config: Config, world_size: int) -> list[str]:
             f"compile = 'model': data_parallel = {p.data_parallel!r} gathers each block when it is called, which "
             "splits the graph there; use compile = 'blocks', or shard_unit = 'model'"
         )
+    c = config.compile
+    if sharded and c.compile != "none" and c.compile_mode in ("reduce-overhead", "max-autotune"):
+        problems.append(
+            f"compile_mode = {c.compile_mode!r}: its CUDA graphs would write over gradients that FSDP2 holds between "
+            "micro-batches; use compile_mode = 'default'"
+        )
     return problems
 
 

@@ -15,7 +15,7 @@ from engine.config import Model, load
 from engine.errors import ConfigError
 from engine.ledger import Line
 from engine.models import gpt2
-from engine.rundir import outcome
+from engine.rundir import read_outcome
 
 WEIGHTS = "model.safetensors"
 VOCABULARY_ROWS = ("token_embedding.weight", "head.weight")
@@ -108,7 +108,7 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
 
 def finished(directory: Path):
     """The configuration of a finished run. Raises ConfigError if it is not complete."""
-    metrics = outcome(directory)
+    metrics = read_outcome(directory)
     if metrics["status"] != "complete":
         raise ConfigError(
             f"the run has {metrics['status']} at step {metrics['step']}, so there is no final model",

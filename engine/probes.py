@@ -4,6 +4,7 @@ A step's numbers are copied to the host behind its back and read when they have 
 other. The medians leave out the first steps, which compile and warm up.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -115,7 +116,8 @@ class Recorder:
 
         wait=False: only those that the device has finished, so that the host need not wait for it.
         """
-        ready = [p for p in self._pending if wait or self.clock.is_past(p[-1])]
+        # In order, to the first that is not there: one after it may have ended since the device was asked.
+        ready = list(itertools.takewhile(lambda p: wait or self.clock.is_past(p[-1]), self._pending))
         rows = [self._row(*pending) for pending in ready]
         if rows:
             self.table.append(rows)

@@ -50,7 +50,7 @@ def identity(config: Config) -> dict:
     return {"study": r.study, "run": r.run, "seed": r.seed, "config_sha256": settings}
 
 
-def outcome(directory: Path) -> dict:
+def read_outcome(directory: Path) -> dict:
     """metrics.json of a run that ended, complete or diverged. Raises ConfigError if it did not."""
     try:
         return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
@@ -86,6 +86,14 @@ def append_sample(directory: Path, step: int, sample: dict[str, str]) -> None:
     """Add one line to samples.jsonl."""
     with (directory / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+
+
+def cut_samples(directory: Path, step: int) -> None:
+    """Leave the samples up to `step`."""
+    path = directory / "samples.jsonl"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(x for x in lines if json.loads(x)["step"] <= step), encoding="utf-8")
 
 
 class Table:

@@ -1,11 +1,13 @@
 """A text that a run leaves at each evaluation, so that a person can read what it has learned.
 
-It is written by a plain copy of the model on one process, whatever way the run's own is spread or compiled, and draws
-from random numbers of its own: a run with samples trains as one without.
+It is written by a plain copy of the model on one process's CPU, whatever way the run's own is spread or compiled: so
+it takes no memory of a GPU that a plan would have to know of. It draws from random numbers of its own: a run with
+samples trains as one without.
 """
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.config import Config
 from engine.data.prepare import Tokens, load_tokenizer
@@ -32,11 +34,13 @@ class Sampler:
         else:
             self.prompt = torch.from_numpy(tokens.validation[:PROMPT_TOKENS].astype(np.int64))[None]
 
-    def __call__(self, weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, str]:
+    def __call__(self, weights: dict[str, torch.Tensor]) -> dict[str, str]:
         """`prompt` and the `text` that goes on from it; weights: whole, by their plain names."""
         with torch.random.fork_rng(devices=[]):  # building a model draws weights, which are replaced
-            model = plain_model(self.config, self.vocabulary_size, weights).eval().to(device)
-        with autocast(self.config.training.precision, device):
+            model = plain_model(self.config, self.vocabulary_size, weights).eval()
+        # The run's choice of a kernel holds for the whole process; a CPU may not have it.
+        kernel = sdpa_kernel(SDPBackend.MATH)
+        with kernel, autocast(self.config.training.precision, torch.device("cpu")):
             ids = generate(model, self.prompt, count=self.config.evaluation.sample_tokens, sampling=SAMPLING)
         new = ids[0, self.prompt.size(1) :]
         return {

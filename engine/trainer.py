@@ -90,7 +90,7 @@ class Trainer:
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
-        self.steps_taken = 0
+        self.steps_taken = self.steps_here = 0  # by the run; in this process, which may have resumed it
         self.seen: observed.Observed | None = None
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
@@ -103,7 +103,7 @@ class Trainer:
 
         Raises Diverged, having written what such a run leaves.
         """
-        first = self._open_run_directory()
+        first = self.first_step = self._open_run_directory()
         self.drawn.resumed(first, self.ranks.data_rank, self.ranks.data_size)
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
@@ -222,7 +222,7 @@ class Trainer:
         measured = (
             self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
         )
-        self.steps_taken = batch.step + 1
+        self.steps_taken, self.steps_here = batch.step + 1, batch.step + 1 - self.first_step
         self.drawn.add(batch.step, batch.sample_ids)
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
@@ -236,6 +236,7 @@ class Trainer:
         with self.memory.measured(self.step, micro_batches), operations:
             measured = self.step(batch.step, micro_batches)
         ladder.check_limit(self.memory.peak_bytes, self.config.memory)
+        self.steps_taken, self.steps_here = batch.step + 1, batch.step + 1 - self.first_step
         self.seen = observed.Observed(
             ranks=self.ranks,
             accumulation=len(micro_batches),
@@ -243,6 +244,7 @@ class Trainer:
             sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
             operations=operations,
             loss=losses.lines(model.loss, self.config.training, self.micro * self.config.model.context),
+            head_sums=model.loss.head_sums,
             operand_dtype=model.loss.operand_dtype,
             stream_dtype=model.stream_dtype,
         )
@@ -305,7 +307,7 @@ class Trainer:
     def _sample(self, step: int) -> None:
         weights = outcome.full_weights(self.model)
         if self.ranks.is_first:
-            rundir.append_sample(self.directory, step, self.sampler(weights, self.ranks.device))
+            rundir.append_sample(self.directory, step, self.sampler(weights))
 
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:

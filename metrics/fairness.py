@@ -20,6 +20,7 @@ from metrics.rows import Results, RunSeed
 ORDER_SETTINGS = ("batch_size", "context", "steps")
 HASHES = ("evaluation_sha256", "evaluation_precision")  # in metrics.json and in the test's file
 MACHINE = ("device", "device_name", "cpu_count", "platform", "torch", "cuda")  # in env.json
+A_PROCESS = ("threads",)  # in env.json, of one process
 EVENTS = {  # events.jsonl: event, and how one and several are called
     "resumed": ("resume", "resumes"),
     "out_of_memory": ("out-of-memory rung", "out-of-memory rungs"),
@@ -27,7 +28,7 @@ EVENTS = {  # events.jsonl: event, and how one and several are called
 }
 COUNTS = {  # counts in metrics.json
     "skipped_steps": ("skipped step", "skipped steps"),
-    "loss_spikes": ("loss spike", "loss spikes"),
+    "norm_spikes": ("spike of the gradient norm", "spikes of the gradient norm"),
 }
 
 
@@ -52,14 +53,34 @@ def _judge(results: Results, run: str, invalid: dict[str, tuple[str, ...]]) -> J
     notes = _each(results, run, _unchecked)
     if run == baseline:
         return Judgement(invalid=invalid[run], notes=notes)
-    reasons = ["the baseline is invalid"] if invalid[baseline] else []
-    reasons += _by_seed((one.seed, "diverged") for one in results.of(run) if one.state == "diverged")
     pairs = list(_pairs(results, run))
+
+    def differences(check: Callable[[Results, RunSeed, RunSeed], Iterable[str]]) -> list[str]:
+        found = ((one.seed, words) for one, other in pairs for words in check(results, one, other))
+        return _by_seed(found, len(pairs))
+
+    reasons = ["the baseline is invalid"] if invalid[baseline] else []
+    for name, words in ((run, "diverged"), (baseline, "the baseline diverged")):
+        reasons += _by_seed((one.seed, words) for one in results.of(name) if one.state == "diverged")
+    if not pairs and not reasons and any(one.state == "complete" for one in results.of(run)):
+        reasons.append("no seed in common with the baseline")
     for check in (_axis, _frozen, _evaluation, _order):
-        reasons += _by_seed((one.seed, words) for one, other in pairs for words in check(results, one, other))
-    costs = _by_seed((one.seed, words) for one, other in pairs for words in _machine(one, other))
-    unpaired = _by_seed((one.seed, words) for one, other in pairs for words in _unpaired(one, other))
-    return Judgement(tuple(reasons), tuple(costs), invalid[run], (*notes, *unpaired))
+        reasons += differences(check)
+    machine = differences(_machine)
+    if results.study.axis == "seconds":  # another machine does more in them
+        reasons += machine
+    notes = (*notes, *differences(_unpaired), *_other_seeds(results, run))
+    return Judgement(tuple(reasons), tuple(machine), invalid[run], notes)
+
+
+def _other_seeds(results: Results, run: str) -> Iterator[str]:
+    """Means over other seeds than the baseline's: only the paired difference is of the same ones."""
+    mine, theirs = (
+        [one.seed for one in results.of(name) if one.state == "complete"]
+        for name in (run, results.study.baseline)
+    )
+    if mine and theirs and mine != theirs:
+        yield f"its means are over {seeds_words(mine)}, the baseline's over {seeds_words(theirs)}"
 
 
 def _pairs(results: Results, run: str) -> Iterator[tuple[RunSeed, RunSeed]]:
@@ -113,9 +134,11 @@ def _frozen(results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
         mine, theirs = one.config.get(name), other.config.get(name)
         if mine != theirs:
             yield f"{name} is frozen: {_value(mine)}, the baseline has {_value(theirs)}"
-        for entry in one.ledger:
-            if entry["what"] in (name, f"{name}, as first asked") and not entry["agrees"]:
-                yield f"{name} is frozen: requested {entry['requested']}, in effect {entry['in_effect']}"
+        for side, whose in ((one, ""), (other, "the baseline's ")):
+            for entry in side.ledger:
+                if entry["what"] in (name, f"{name}, as first asked") and not entry["agrees"]:
+                    found = f"requested {entry['requested']}, in effect {entry['in_effect']}"
+                    yield f"{whose}{name} is frozen: {found}"
 
 
 def _value(value: Any) -> str:
@@ -144,9 +167,9 @@ def _order(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
         yield "read its data in another order than the baseline"
 
 
-def _unpaired(one: RunSeed, other: RunSeed) -> Iterator[str]:
+def _unpaired(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
     if _other_order(one, other) and (names := _order_differences(one, other)):
-        yield f"data order not paired: {', '.join(names)} differs"
+        yield f"data order not paired, because of {', '.join(names)}"
 
 
 def _other_order(one: RunSeed, other: RunSeed) -> bool:
@@ -161,13 +184,17 @@ def _order_differences(one: RunSeed, other: RunSeed) -> list[str]:
 def _unchecked(one: RunSeed) -> Iterator[str]:
     """What its rows have no hash of, so that it cannot be compared."""
     keys = {"data order": "data_order_sha256", "evaluation set": HASHES[0], "evaluation precision": HASHES[1]}
-    if absent := [what for what, key in keys.items() if one.metrics.get(key) is None]:
+    absent = [what for what, key in keys.items() if one.metrics.get(key) is None]
+    if one.test and any(one.test.get(key) is None for key in HASHES):
+        absent.append("test set and its precision")
+    if absent:
         yield f"not checked (rows without hashes): {', '.join(absent)}"
 
 
-def _machine(one: RunSeed, other: RunSeed) -> Iterator[str]:
-    """Other hardware or another torch than the baseline's."""
-    for key in MACHINE:
+def _machine(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
+    """Other hardware, threads or another torch than the baseline's."""
+    alike = one.env.get("processes") == other.env.get("processes")
+    for key in (*MACHINE, *(A_PROCESS if alike else ())):
         mine, theirs = one.env.get(key), other.env.get(key)
         if mine != theirs:
             yield f"ran on another machine or torch: {key} {mine}, the baseline's {theirs}"

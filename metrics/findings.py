@@ -60,10 +60,9 @@ class _Study:
     def __init__(self, summary: Summary):
         self.summary, self.results = summary, summary.results
         self.baseline = self.results.study.baseline
-        sound = [run for run in summary.complete if not (run.invalid or run.not_comparable)]
-        self.runs = {run.run: run for run in sound}
-        # Costs of runs on one machine; the baseline's machine is the others'.
-        self.costed = [run.run for run in sound if not run.costs_not_comparable]
+        self.runs = {run.run: run for run in summary.comparable}
+        # Costs of runs on one machine: each was found to be the baseline's.
+        self.costed = [run.run for run in summary.comparable if not run.costs_not_comparable]
 
     def first(self, run: str):
         """The run's first complete seed, whose settings are those of all its seeds."""
@@ -217,18 +216,19 @@ def _scaling(study: _Study) -> Iterator[Finding]:
         if speedup is None:
             continue
         many, few = study.processes(name), study.processes(reference)
-        consumed = [_samples(study, run) for run in (name, reference)]
+        ids = [_sample_ids(study, run) for run in (name, reference)]
         yield Finding(
             f"{name} in {many} processes trains {_times(speedup)} as many tokens a second as {reference} in {few}: "
-            f"efficiency {speedup.mean * few / many:.0%}; {_seeds(speedup.count)}. Samples really consumed by all "
-            f"processes together: {consumed[0]:,} and {consumed[1]:,}.",
+            f"efficiency {speedup.mean * few / many:.0%}; {_seeds(speedup.count)}. Samples of one step, by "
+            f"their ids: {ids[0]} and {ids[1]}.",
             (name, reference),
         )
 
 
-def _samples(study: _Study, run: str) -> int:
-    one = study.first(run)
-    return one.metrics["tokens"] // (one.config.get("context") or 1)
+def _sample_ids(study: _Study, run: str) -> str:
+    """What the ledger says of the samples that all processes together read in one step."""
+    lines = [entry["in_effect"] for entry in study.first(run).ledger if entry["what"] == "samples"]
+    return lines[0] if lines else "not recorded"
 
 
 def _time_to_target(study: _Study) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ out: such a run is listed with its state and the reason, nothing else. What file
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,7 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
             f"at step {metrics.get('step')}: {reason}" if state == "diverged" else str(reason),
         )
     _check_numbers(home / "metrics.json", metrics, METRIC_KEYS)
+    _check_budgets(home / "metrics.json", metrics)
     test_path = directory / "test" / f"{run}-{seed}.json"
     test = _object(test_path) if test_path.is_file() else {}
     if test:
@@ -191,6 +193,15 @@ def _check_numbers(path: Path, values: dict[str, Any], keys: tuple[str, ...]) ->
             raise ResultsError(f"{path}: {key} must be a number, got {value!r}")
 
 
+def _check_budgets(path: Path, values: dict[str, Any]) -> None:
+    """What an axis compares, where it is there, must be finite: no comparison with NaN is ever false."""
+    present = tuple(axis.key for axis in AXES.values() if values.get(axis.key) is not None)
+    _check_numbers(path, values, present)
+    for key in present:
+        if not math.isfinite(values[key]):
+            raise ResultsError(f"{path}: {key} must be finite, got {values[key]!r}")
+
+
 def _ledger(path: Path) -> tuple[dict[str, Any], ...]:
     entries = _object(path).get("entries")
     keys = {"what", "requested", "in_effect", "how", "agrees"}
@@ -208,9 +219,12 @@ def _events(path: Path) -> tuple[dict[str, Any], ...]:
         if not line.strip():
             continue
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError as error:
             raise ResultsError(f"{path}, line {number}, is not valid JSON: {error}") from error
+        if not isinstance(event, dict):
+            raise ResultsError(f"{path}, line {number}, must be a JSON object, got {event!r}")
+        events.append(event)
     return tuple(events)
 
 

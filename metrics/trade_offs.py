@@ -6,11 +6,12 @@ A frame only; must not write files, and must not rank a run that is not comparab
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import polars as pl
 
 from metrics.measures import METRICS
-from metrics.summary import RunSummary, Summary
+from metrics.summary import RunSummary, Summary, summarize
 from metrics.words import number, short
 
 SCHEMA = {
@@ -27,12 +28,13 @@ SCHEMA = {
 
 
 def trade_offs(summary: Summary) -> pl.DataFrame:
-    """One row a comparable run that has a speed: means over seeds, in the study's order.
+    """One row a comparable run that has a speed: means over the seeds that all of them have, in the study's order.
 
     Columns: run; label (the run and its memory); metric (the study's, with its unit); speed (tokens/s); value,
     low, high (the metric and its 95 % interval; null for one seed); memory (peak, GiB; null where any run
     lacks it); frontier ("yes" where no other run is at least as good in all three means and better in one).
     """
+    summary = _over_shared_seeds(summary)
     runs = [run for run in summary.comparable if not run.costs_not_comparable]
     runs = [run for run in runs if _known(run, summary.results.study.metric, "tokens_per_second")]
     weighed = all(_known(run, "peak_memory_gib") for run in runs)
@@ -62,6 +64,17 @@ def trade_offs(summary: Summary) -> pl.DataFrame:
             )
         )
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _over_shared_seeds(summary: Summary) -> Summary:
+    """The same with means over the seeds that every comparable run has: others would not stand side by side."""
+    sets = [set(run.complete_seeds) for run in summary.comparable]
+    shared = set.intersection(*sets) if sets else set()
+    if all(found == shared for found in sets):
+        return summary
+    results = summary.results
+    kept = tuple(one for one in results.runs if one.seed in shared)
+    return summarize(replace(results, runs=kept))
 
 
 def _known(run: RunSummary, *names: str) -> bool:

@@ -151,7 +151,7 @@ def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
     notes += [
         f"not comparable: {words}"
         for words in run.not_comparable
-        if not words.startswith("diverged")  # the run's notes say that, with its step
+        if run.complete_seeds  # of a run that diverged altogether the notes say so, with its step
     ]
     notes += [f"costs not comparable: {words}" for words in run.costs_not_comparable]
     notes += [f"not as requested: {words}" for words in run.ledger]

@@ -107,6 +107,7 @@ def picture(page: str, path: Path, width: int = 1200, height: int = 800) -> None
     Raises:
         BrowserError: no Chromium, or no picture.
     """
+    path.unlink(missing_ok=True)  # an old one must not pass for this
     with _file(page) as address:
         _run(f"--window-size={width},{height}", f"--screenshot={path.resolve()}", address)
     if not path.is_file():
@@ -119,6 +120,7 @@ def pdf(page: str, path: Path) -> None:
     Raises:
         BrowserError: no Chromium, or no file.
     """
+    path.unlink(missing_ok=True)
     with _file(page) as address:
         _run("--no-pdf-header-footer", f"--print-to-pdf={path.resolve()}", address)
     if not path.is_file():

@@ -279,7 +279,7 @@ def _names(frame: pl.DataFrame, domains: tuple[Domain, Domain]) -> pl.DataFrame:
     """label, speed, value: where each run's name starts, in the axes' units."""
     (left, right), (bottom, top) = domains
     wide, high = (right - left) / SQUARE, (top - bottom) / SQUARE  # of a pixel
-    heaviest = frame["memory"].max()
+    heaviest = frame["memory"].max() or 1.0
     labels, taken = [], []
     for row in frame.to_dicts():
         radius = math.sqrt(LARGEST_POINT * row["memory"] / heaviest / math.pi) + 2

@@ -130,7 +130,7 @@ def _fairness(summary: Summary) -> str:
         parts.append(
             _table((["run", "what it is", "why"], rows), "Runs that are not ranked, and why", "words")
         )
-    else:
+    elif all(len(run.complete_seeds) == len(study.seeds) for run in summary.runs):
         parts.append("<p>Every run is complete and comparable.</p>")
     return "".join(parts) + _list([escape(f"{', '.join(runs)}: {note}") for note, runs in notes.items()])
 

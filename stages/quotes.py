@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from rich.console import Console
 
 from engine.errors import ConfigError, command
 from metrics import rows, summary
-from plots import tables
 from stages import summarize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,7 +56,9 @@ def source_text(root: Path, source: str) -> str:
     path = root / source
     if path.is_dir():
         page = io.StringIO()
-        console = Console(file=page, width=summarize.WIDTH, markup=False, emoji=False, highlight=False)
+        console = Console(  # whatever the environment says of colours
+            file=page, width=summarize.WIDTH, markup=False, emoji=False, highlight=False, color_system=None
+        )
         summarize.show(console, _study(path))
         lines = (line.rstrip() for line in page.getvalue().splitlines())
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
@@ -139,11 +141,14 @@ def record_problems(root: Path) -> list[str]:
     """Records whose page is not what their rows give."""
     problems = []
     for results in sorted(root.glob("records/*/results")):
-        table = results.parent / "report" / "table.md"
-        if not table.is_file() or table.read_text(encoding="utf-8") != tables.markdown(_study(results)):
-            problems.append(
-                f"{table.relative_to(root)} is not what its rows say; python -m stages.quotes --write"
-            )
+        study, report = _study(results), results.parent / "report"
+        with tempfile.TemporaryDirectory() as name:
+            summarize.write_dvc_files(Path(name), study)
+            summarize.write_tables(Path(name), study)
+            problems += [
+                f"{(report / path).relative_to(root)} is not what its rows say; python -m stages.quotes --write"
+                for path in _other_files(Path(name), report)
+            ]
     for file in sorted(root.glob("records/*/*.jsonl")):
         page = file.parent / "README.md"
         if source_text(root, str(file.relative_to(root))) not in page.read_text(encoding="utf-8"):
@@ -151,6 +156,17 @@ def record_problems(root: Path) -> list[str]:
                 f"{page.relative_to(root)} is not what {file.name} says; python -m stages.quotes --write"
             )
     return problems
+
+
+def _other_files(made: Path, kept: Path) -> list[Path]:
+    """Files that are not the same in both, by their paths there."""
+    found = {path.relative_to(root) for root in (made, kept) for path in root.rglob("*") if path.is_file()}
+    return [
+        path
+        for path in sorted(found)
+        if not ((made / path).is_file() and (kept / path).is_file())
+        or (made / path).read_bytes() != (kept / path).read_bytes()
+    ]
 
 
 def problems(root: Path) -> list[str]:
@@ -183,6 +199,8 @@ def keep(results: Path, record: Path) -> None:
     ]
     if unfinished:
         raise ConfigError(unfinished, str(results))
+    if results.resolve() == (record / "results").resolve():
+        raise ConfigError("these are the record's own rows; name the study's results", str(results))
     shutil.rmtree(record / "results", ignore_errors=True)
     shutil.copytree(results, record / "results", ignore=shutil.ignore_patterns(*LEFT_BEHIND))
 

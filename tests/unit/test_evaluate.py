@@ -9,8 +9,9 @@ import pytest
 import torch
 from engine_runs import read_json, rows
 
-from engine import evaluate
+from engine import build, evaluate
 from engine.build import build_model
+from engine.config import resolve
 from engine.data.prepare import open_tokens
 from engine.errors import ConfigError
 from engine.evaluate import figures, final_model, mean_loss
@@ -173,3 +174,9 @@ def test_the_settings_can_be_listed(lab):
         lab.command("-m", "engine.config"), env=lab.environment(), capture_output=True, text=True, check=True
     )
     assert "  lr = 0.001" in done.stdout and "peak learning rate; a number > 0" in done.stdout
+
+
+def test_a_kernel_that_evaluation_cannot_use_is_refused_before_training():
+    config = resolve({"precision": "bf16", "attention": "flash", "eval_precision": "fp32"}, "test")
+    with pytest.raises(ConfigError, match="attention = 'flash': multiplies in 16 bits only"):
+        build.check(config, Ranks(0, 1, torch.device("cuda")))

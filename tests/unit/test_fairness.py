@@ -1,12 +1,14 @@
 """Comparisons that are not fair are made on purpose: each is shown as not comparable or invalid, with its reason."""
 
 import json
+import math
 
 import polars as pl
 import pytest
 from fake_results import write_json, write_study
 
 from metrics import frames, rows, summary, words
+from plots import report
 
 SEEDS = (1, 2, 3)
 
@@ -119,8 +121,8 @@ def test_tokens_may_differ_where_the_axis_is_another(tmp_path):
 def test_seconds_of_a_resumed_run(tmp_path):
     study = summarized(write_study(tmp_path, axis="seconds"))  # every run of it was resumed
     assert of(study).not_comparable == (
-        "it was resumed, and the steps done again are in no one's seconds (seeds 1, 2, 3)",
-        "the baseline was resumed, and the steps done again are in no one's seconds (seeds 1, 2, 3)",
+        "it was resumed, and the steps done again are in no one's seconds",
+        "the baseline was resumed, and the steps done again are in no one's seconds",
     )
 
 
@@ -174,7 +176,7 @@ def test_another_order_that_follows_from_the_settings_is_a_note(results):
         change(results / f"sgd-{seed}" / "metrics.json", data_order_sha256="0" * 64)
     sgd = of(summarized(results))
     assert (sgd.status, sgd.not_comparable) == ("worse", ())
-    assert sgd.notes == ("data order not paired: batch_size differs (seeds 1, 2, 3)",)
+    assert sgd.notes == ("data order not paired, because of batch_size",)
 
 
 def test_what_was_never_hashed_is_said(results):
@@ -204,7 +206,8 @@ def test_a_run_of_which_a_seed_diverged_is_not_judged_by_the_others(results):
     write_json(results / "test" / "sgd-2.json", {"status": "diverged", "reason": "loss 9.1"})
     study = summarized(results)
     assert_not_ranked(study, "diverged (seed 2)")
-    assert of(study).notes == ("seed 2: diverged: at step 41: loss 9.1",)
+    others = "its means are over seeds 1, 3, the baseline's over seeds 1, 2, 3"
+    assert of(study).notes == ("seed 2: diverged: at step 41: loss 9.1", others)
     assert of(study).complete_seeds == (1, 3)
     for seed in SEEDS:
         write_json(results / f"sgd-{seed}" / "metrics.json", diverged)
@@ -213,6 +216,58 @@ def test_a_run_of_which_a_seed_diverged_is_not_judged_by_the_others(results):
     assert "sgd diverged" in words.headline(study)
     write_json(results / "sgd-1" / "metrics.json", {"status": "failed", "reason": "killed"})
     assert of(summarized(results)).state == "diverged"
+
+
+def test_a_baseline_of_which_a_seed_diverged_judges_nobody(results):
+    write_json(results / "adamw-2" / "metrics.json", {"status": "diverged", "reason": "r", "step": 41})
+    write_json(results / "test" / "adamw-2.json", {"status": "diverged", "reason": "r"})
+    study = summarized(results)
+    assert of(study).not_comparable == ("the baseline diverged (seed 2)",)
+    assert of(study, "adamw-checkpointing").status == "not comparable"
+    assert "Every run is complete and comparable" not in report.html(study)
+
+
+def test_seconds_on_another_machine_are_not_equal_seconds(tmp_path):
+    results = write_study(tmp_path, axis="seconds")
+    for path in results.glob("*/events.jsonl"):
+        path.write_text("")
+    for seed in SEEDS:
+        change(results / f"sgd-{seed}" / "env.json", device_name="faster")
+    sgd = of(summarized(results))
+    assert sgd.status == "not comparable" and "device_name faster" in sgd.not_comparable[0]
+
+
+def test_other_threads_are_another_machine(results):
+    for seed in SEEDS:
+        change(results / f"sgd-{seed}" / "env.json", threads=1)
+        change(results / f"adamw-{seed}" / "env.json", threads=8)
+    sgd = of(summarized(results))
+    assert sgd.status == "worse" and sgd.costs_not_comparable == (
+        "ran on another machine or torch: threads 1, the baseline's 8",
+    )
+
+
+def test_a_frozen_setting_that_the_baseline_did_not_have_in_effect(tmp_path):
+    results = write_study(tmp_path, frozen=["compile"])
+    for seed in SEEDS:
+        path = results / f"adamw-{seed}" / "ledger.json"
+        line = {"what": "compile", "requested": "model", "in_effect": "none", "how": "h", "agrees": False}
+        write_json(path, {"entries": [*json.loads(path.read_text())["entries"], line]})
+    reason = "the baseline's compile is frozen: requested model, in effect none"
+    assert all(run.not_comparable == (reason,) for run in summarized(results).runs[1:])
+
+
+def test_a_test_set_that_was_never_hashed_is_said(results):
+    for seed in SEEDS:
+        change(results / "test" / f"sgd-{seed}.json", evaluation_sha256=None)
+    assert of(summarized(results)).notes == ("not checked (rows without hashes): test set and its precision",)
+
+
+def test_a_budget_that_is_no_number_is_refused(tmp_path):
+    results = write_study(tmp_path, axis="flops")
+    change(results / "sgd-1" / "metrics.json", flops=math.nan)
+    with pytest.raises(rows.ResultsError, match="flops must be finite, got nan"):
+        summarized(results)
 
 
 # --- rows that cannot be true
@@ -262,9 +317,10 @@ def test_a_figure_that_somebody_edited(results, key, problem):
 
 
 def test_events_and_counts_are_shown(results):
-    change(results / "sgd-2" / "metrics.json", skipped_steps=1, loss_spikes=4)
+    change(results / "sgd-2" / "metrics.json", skipped_steps=1, norm_spikes=4)
     (results / "sgd-3" / "events.jsonl").write_text('{"event": "out_of_memory", "changed": {}}\n' * 2)
     study = summarized(results)
-    assert of(study).counts == {"resumes": 2, "skipped step": 1, "loss spikes": 4, "out-of-memory rungs": 2}
-    assert "sgd: 2 resumes, 1 skipped step, 4 loss spikes, 2 out-of-memory rungs" in words.footnotes(study)
+    said = {"resumes": 2, "skipped step": 1, "spikes of the gradient norm": 4, "out-of-memory rungs": 2}
+    assert of(study).counts == said
+    assert f"sgd: {', '.join(f'{n} {what}' for what, n in said.items())}" in words.footnotes(study)
     assert of(study, "adamw").counts == {"resumes": 3}

@@ -37,6 +37,14 @@ def measured(results, run, seeds=SEEDS, **values):
         write_json(path, json.loads(path.read_text()) | own)
 
 
+def read_samples(results, run, ids):
+    """Let the ledger say which samples a step had."""
+    for seed in SEEDS:
+        path = results / f"{run}-{seed}" / "ledger.json"
+        line = {"what": "samples", "requested": ids, "in_effect": ids, "how": "h", "agrees": True}
+        write_json(path, {"entries": [*json.loads(path.read_text())["entries"], line]})
+
+
 def found(results, about: str) -> list[tuple[str, tuple[str, ...]]]:
     made = findings(summary.summarize(rows.read(results)))
     return [(one.text, one.runs) for one in made if about in one.text]
@@ -120,10 +128,12 @@ def test_speedup_and_efficiency_are_of_throughput(study):
             write_json(path, json.loads(path.read_text()) | {"processes": processes})
     measured(results, "one", tokens_per_second=1000.0, train_seconds=1.0)
     measured(results, "four", tokens_per_second=3200.0, train_seconds=9.0)  # seconds decide nothing
+    for run, ids in (("one", "16 distinct"), ("four", "64 distinct")):
+        read_samples(results, run, ids)
     assert found(results, "efficiency") == [
         (
             "four in 4 processes trains 3.20 × as many tokens a second as one in 1: efficiency 80%; 3 paired seeds. "
-            "Samples really consumed by all processes together: 9,600 and 9,600.",
+            "Samples of one step, by their ids: 64 distinct and 16 distinct.",
             ("four", "one"),
         )
     ]

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_runs import column, ledger
+from engine_runs import column, ledger, read_json
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import gradient_sums
 from engine.config import resolve
@@ -45,12 +46,12 @@ def test_sums_are_those_of_autograd(changes):
 
 
 def test_a_product_of_small_numbers_is_not_lost_in_the_sum():
-    """In bf16 1 + 2⁻⁹ is 1; the sum is in fp32. By hand: 4 products of 1 × 2⁻⁹, and 1 that was there."""
-    x = torch.full((4, 1), 2.0**-9, dtype=torch.bfloat16, requires_grad=True)
+    """In bf16 1 + 2⁻⁹ is 1; the sum is in fp32, so is the product. By hand: 1 × 1 + 1 × 2⁻⁹, and 1 that was there."""
+    x = torch.tensor([[1.0], [2.0**-9]], dtype=torch.bfloat16, requires_grad=True)
     weight, total = torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 1)
     linear(x, weight, total).sum().backward()
-    assert total.item() == 1 + 4 * 2.0**-9
-    assert x.grad.tolist() == [[1.0]] * 4
+    assert total.item() == 2 + 2.0**-9
+    assert x.grad.tolist() == [[1.0]] * 2
 
 
 def test_evaluation_reads_the_weights_themselves():
@@ -85,7 +86,7 @@ def test_a_run_trains_as_with_autograd_and_its_ledger_says_how(lab, checkpointin
     line = ledger(run)["gradient_sums"]
     assert line["in_effect"] == "fused"
     # 2 blocks of 4 linear layers, and the embedding, in each of 2 micro-batches
-    assert "16 of 16 gradients of linear layers and 2 of 2 of the embedding" in line["how"]
+    assert "16 of 16 gradients of linear layers, 2 of 2 of the embedding, 2 of 2 of the head" in line["how"]
     assert "gradient_sums" not in ledger(plain)
 
 
@@ -104,25 +105,51 @@ def test_compiled_it_is_the_same_operation(lab):
 
 
 def test_the_line_tells_when_it_is_silently_off():
-    """Linears that autograd took over again; or some of them."""
+    """All of it, some of the linear layers, the head, or the new copies of the weights, which a step then lacks."""
     sums = GradientSums(build(), torch.bfloat16, 1)
-    counts = Counter({"plumbline::add_product_": 16, "plumbline::add_rows_": 2})
+    counts, none = Counter({"plumbline::add_product_": 16, "plumbline::add_rows_": 2}), Counter()
     found = {}
-    for name, counted in {
-        "all": counts,
-        "none": Counter(),
-        "some": counts - Counter({"plumbline::add_product_": 1}),
-    }.items():
-        (line,) = gradient_sums.lines(sums, "fused", counted, 2)
+    for name, counted, head, steps in (
+        ("all", counts, 2, 3),
+        ("none", none, 0, 3),
+        ("some", counts - Counter({"plumbline::add_product_": 1}), 2, 3),
+        ("not the head", counts, 0, 3),
+        ("old copies", counts, 2, 2),
+    ):
+        sums.steps = steps
+        (line,) = gradient_sums.lines(sums, "fused", counted, head=head, accumulation=2, steps=3)
         found[name] = (line.in_effect, line.agrees)
+    off = ("not all fused", False)
     assert found == {
         "all": ("fused", True),
         "none": ("autograd", False),
-        "some": ("not all fused", False),
+        "some": off,
+        "not the head": off,
+        "old copies": off,
     }
-    assert gradient_sums.lines(None, "autograd", Counter(), 2) == []
-    (line,) = gradient_sums.lines(None, "autograd", counts, 2)
+    of_none = {"head": 0, "accumulation": 2, "steps": 3}
+    assert gradient_sums.lines(None, "autograd", none, **of_none) == []
+    (line,) = gradient_sums.lines(None, "autograd", counts, **of_none)
     assert not line.agrees
+
+
+def test_the_compiler_weighs_it_as_it_weighs_a_linear_layer():
+    x, weight, total = torch.randn(4, 8, 16), torch.randn(32, 16), torch.zeros(32, 16)
+    with FlopCounterMode(display=False) as one:
+        F.linear(x, weight)
+    with FlopCounterMode(display=False) as other:
+        linear(x, weight, total)
+    assert one.get_total_flops() == other.get_total_flops() == 2 * 4 * 8 * 16 * 32
+
+
+def test_sums_and_copies_are_in_the_measured_memory(lab):
+    settings = {"precision": "bf16", "loss_kernel": "fused", "width": 64}
+    plain, fused = (
+        read_json(lab.train(run=name, **settings, **more) / "metrics.json")
+        for name, more in (("plain", {}), ("fused", {"gradient_sums": "fused"}))
+    )
+    # Gradients are held from the step's start, beside 2 bytes for each weight of the layers and the head.
+    assert fused["peak_memory_gib"] > plain["peak_memory_gib"]
 
 
 @pytest.mark.parametrize(

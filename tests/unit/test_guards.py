@@ -118,6 +118,14 @@ def test_a_checkpoint_brings_all_back(tmp_path):
 # --- updates
 
 
+def test_a_checkpoint_knows_that_the_run_is_over():
+    """Killed after it, before the outcome was written: the run that goes on must not count as whole."""
+    guard, _ = judged(Guards(), [(math.nan, 1.0)])
+    other = Guard(Guards(), torch.device("cpu"))
+    other.load_state_dict(guard.state_dict())
+    assert end(guard) is not None and end(other) == end(guard)
+
+
 def step_of(**changes) -> Step:
     settings = {"layers": 1, "heads": 2, "width": 64, "context": 8, "device": "cpu", "steps": 10}
     c = resolve({**settings, **changes}, "test")
@@ -253,7 +261,7 @@ def test_a_run_that_diverges_leaves_its_rows_and_the_reason_and_no_figures_or_mo
         "step": 13,
         "reason": REASON,
         "skipped_steps": 0,
-        "loss_spikes": 0,
+        "norm_spikes": 0,
     }
     assert [int(step) for step in column(run, "step")] == list(range(14))
     assert math.isnan(column(run, "grad_norm")[13]) and math.isfinite(sum(column(run, "grad_norm")[:13]))
@@ -277,7 +285,7 @@ def test_skipped_updates_are_counted_and_the_run_goes_on(lab, poison):
     poison(3, 5)
     run = lab.train(on_divergence="skip", steps=12)
     metrics = read_json(run / "metrics.json")
-    assert (metrics["status"], metrics["skipped_steps"], metrics["loss_spikes"]) == ("complete", 3, 0)
+    assert (metrics["status"], metrics["skipped_steps"], metrics["norm_spikes"]) == ("complete", 3, 0)
     assert ledger(run)["on_divergence"]["in_effect"] == "12 updates judged, 3 skipped, 0 spikes"
     losses = column(run, "train_loss")
     assert math.isfinite(sum(losses))

@@ -312,3 +312,10 @@ def test_every_parameter_is_split_by_plan_or_replicated_as_dtensor(pretend, sett
     assert cut == {}
     if c.model.tie_embeddings:
         assert model.head_weight is model.token_embedding.weight
+
+
+def test_cuda_graphs_and_shards_are_refused_together():
+    c = config(data_parallel="fsdp", compile="blocks", compile_mode="reduce-overhead")
+    (problem,) = parallel.check(c, 2)
+    assert "compile_mode = 'reduce-overhead': its CUDA graphs would write over gradients" in problem
+    assert parallel.check(c, 1) == []

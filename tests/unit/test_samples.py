@@ -6,6 +6,7 @@ import pytest
 import torch
 from engine_runs import assert_same_weights, untimed, weights
 
+from engine import rundir
 from engine.config import resolve
 from engine.errors import ConfigError
 from engine.generate import generate, open_run
@@ -74,3 +75,11 @@ def test_a_prompt_that_is_not_in_the_vocabulary_is_refused_before_training(lab):
 def test_a_prompt_without_samples_is_refused():
     with pytest.raises(ConfigError, match="sample_prompt = 'x': would do nothing with sample_tokens = 0"):
         resolve({"sample_prompt": "x"}, "test")
+
+
+def test_a_run_that_diverged_keeps_no_sample_from_after_that(tmp_path):
+    for step in (1, 3, 5):
+        rundir.append_sample(tmp_path, step, {"prompt": "a", "text": "b"})
+    rundir.cut_samples(tmp_path, 3)
+    assert [one["step"] for one in samples(tmp_path)] == [1, 3]
+    rundir.cut_samples(tmp_path / "none", 3)  # a run without samples

@@ -39,14 +39,17 @@ def test_an_inherited_setting_reaches_only_the_runs_in_which_it_has_an_effect(tm
         ("+runs.adamw.lrr=1", "runs.adamw.lrr: unknown setting"),
         ("+runs.adamw.tokenizer=chars", "runs.adamw.tokenizer: is the study's, not a run's"),
         ("+runs.adamw.momentum=0.5", "runs.adamw.momentum = 0.5: would do nothing with optimizer = adamw"),
-        ("baseline=nobody", "baseline = 'nobody': must be one of the runs adamw, adamw_full_ac, sgd"),
+        (
+            "baseline=nobody",
+            "baseline = 'nobody': must be one of the runs adamw, adamw_full_ac, no_decay, sgd",
+        ),
         ("seeds=[1,1]", "must be distinct whole numbers"),
         ("metric=speed", "metric = 'speed': must be one of test_loss, val_loss"),
         ("heads=5", "runs.adamw: width = 128: must be a multiple of heads = 5"),
         ("axis=epochs", "axis = 'epochs': must be one of tokens, steps, flops, seconds"),
         ("frozen=lr", "frozen = 'lr': must be a list of settings"),
         ("frozen=[batchsize]", "frozen: 'batchsize' is an unknown setting (nearest: batch_size)"),
-        ("frozen=[lr]", "runs.sgd.lr = 0.1: lr is frozen by the study, which has 0.003"),
+        ("frozen=[lr]", "runs.sgd.lr = 0.1: lr is frozen by the study, which has 0.002"),
         (
             "+runs.sgd.steps=90",
             "runs.sgd: is given 184,320 tokens, the baseline adamw 204,800, and the study compares at equal tokens "
@@ -68,7 +71,7 @@ def test_a_mistake_in_a_study_is_named(tmp_path, override, message):
         ["frozen=[]", "+runs.sgd.batch_size=32", "+runs.sgd.steps=50"],  # as many tokens, half the steps
         ["axis=flops", "+runs.sgd.steps=90"],  # only the runs can tell
         ["axis=seconds", "+runs.sgd.steps=90"],
-        ["frozen=[lr]", "runs.sgd.lr=0.003"],  # said again, not changed
+        ["frozen=[lr]", "runs.sgd.lr=0.002"],  # said again, not changed
     ],
     ids="; ".join,
 )

@@ -57,7 +57,8 @@ def test_a_lost_seed_is_named_and_the_rest_compared(results):
     sgd = _of(summary.summarize(rows.read(results)), "sgd")
     assert sgd.comparison.seeds == (1, 3)
     assert sgd.complete_seeds == (1, 3)
-    assert sgd.notes == ("seed 2: incomplete: interrupted or still running (no metrics.json)",)
+    others = "its means are over seeds 1, 3, the baseline's over seeds 1, 2, 3"
+    assert sgd.notes == ("seed 2: incomplete: interrupted or still running (no metrics.json)", others)
 
 
 def test_one_seed_gives_no_verdict(tmp_path):
@@ -85,9 +86,12 @@ def test_a_diverged_run_is_not_judged(results):
 def test_missing_baseline_leaves_no_verdict(results):
     for seed in (1, 2, 3):
         shutil.rmtree(results / f"adamw-{seed}")
-    sgd = _of(summary.summarize(rows.read(results)), "sgd")
-    assert sgd.comparison.reason == "no seed in common with the baseline"
+    study = summary.summarize(rows.read(results))
+    sgd = _of(study, "sgd")
+    assert (sgd.status, sgd.comparison) == ("not comparable", None)
+    assert sgd.not_comparable == ("no seed in common with the baseline",)
     assert sgd.ratios["tokens_per_second"] is None
+    assert "no seed in common with the baseline" in words.verdict_sentence(study, sgd)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_missing_baseline_leaves_no_verdict(results):
         ),
         ("sgd-1/events.jsonl", '{}\n{"event', r"sgd-1/events.jsonl, line 2, is not valid JSON"),
         ("sgd-1/samples.jsonl", '{"step": 1, "prompt": "a"}', r"sgd-1/samples.jsonl, sample 1, must have"),
-        ("sgd-1/samples.jsonl", "[]", r"sgd-1/samples.jsonl, sample 1, must have a whole number step"),
+        ("sgd-1/samples.jsonl", "[]", r"sgd-1/samples.jsonl, line 1, must be a JSON object"),
         ("sgd-1/config.toml", "= 1", r"sgd-1/config.toml is not valid TOML"),
         ("sgd-1/steps.csv", "step,train_loss\n1,2\n", r"sgd-1/steps.csv lacks the column tokens_seen"),
         (

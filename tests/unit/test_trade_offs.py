@@ -1,6 +1,7 @@
 """Which runs no other run beats in quality, speed and memory."""
 
 import dataclasses
+import json
 
 import pytest
 from fake_results import write_json, write_study
@@ -77,3 +78,16 @@ def test_a_diverged_run_has_no_row(results):
         )
     frame = trade_offs(summary.summarize(rows.read(results)))
     assert "better" not in frame["run"]
+
+
+def test_means_are_over_the_seeds_that_all_runs_have(results):
+    """A lost seed of one run takes that seed from the others too: here the one with the best loss."""
+    for seed, loss in ((1, 2.0), (2, 2.2), (3, 0.1)):
+        path = results / "test" / f"slower-{seed}.json"
+        write_json(path, json.loads(path.read_text()) | {"test_loss": loss})
+    (results / "adamw-3" / "metrics.json").unlink()
+    study = summary.summarize(rows.read(results))
+    frame = trade_offs(study)
+    assert frame.filter(run="slower")["value"][0] == pytest.approx(2.1)
+    slower = next(run for run in study.runs if run.run == "slower")
+    assert slower.estimates["test_loss"].mean == pytest.approx(4.3 / 3)
