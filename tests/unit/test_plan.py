@@ -1,11 +1,12 @@
-"""The memory plan against what real runs measured, on CPUs here and on an H200 before, and its parts by hand."""
+"""The memory plan against what real runs measured, on CPUs here and on H100s before, and its parts by hand."""
 
+import json
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_runs import read_json
+from engine_runs import REPOSITORY, read_json
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -47,6 +48,7 @@ def config(**values):
         {"loss_kernel": "chunked", "loss_chunk_tokens": 128},
         {"optimizer": "adamw8bit", "batch_size": 1},
         {"optimizer": "sgd", "precision": "bf16"},
+        {"precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused", "micro_batch_size": 2},
         {"attention": "manual", "activation": "swiglu", "positions": "rotary", "tie_embeddings": False},
     ],
     ids=str,
@@ -62,8 +64,10 @@ def test_the_plan_is_what_a_real_run_on_a_cpu_measures(lab, changes):
 
 
 @pytest.mark.slow
-def test_the_plan_of_a_sharded_run_is_what_it_measures(lab):
-    settings = {**SIZES, "width": 128, "data_parallel": "fsdp", "activation_checkpointing": "full"}
+@pytest.mark.parametrize("unit", ["block", "model"])
+def test_the_plan_of_a_sharded_run_is_what_it_measures(lab, unit):
+    settings = {**SIZES, "width": 128, "data_parallel": "fsdp", "shard_unit": unit}
+    settings |= {"activation_checkpointing": "full"}
     metrics = read_json(lab.launch(processes=2, **settings) / "metrics.json")
     planned = plan.estimate(lab.config(**settings), 256, "cpu", 2)
     assert planned.peak / 2**30 == pytest.approx(metrics["peak_memory_gib"], rel=0.05)
@@ -74,19 +78,22 @@ def test_the_plan_of_a_sharded_run_is_what_it_measures(lab):
     "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
 )  # Inductor's import
 @pytest.mark.parametrize(
-    ("changes", "measured_gib"),
+    ("file", "levels"),
     [
-        ({}, 14.6),
-        ({"activation_checkpointing": "selective"}, 10.5),
-        ({"activation_checkpointing": "budget", "memory_budget": 0.5}, 10.0),
-        ({"activation_checkpointing": "full", "loss_kernel": "chunked"}, 3.8),
+        ("smallest", {}),
+        ("smallest", {"checkpointing": "selective"}),
+        ("smallest", {"checkpointing": "full", "loss": "chunked"}),
+        ("checkpointing", {"checkpointing": "budget_0.5"}),
+        ("spreading", {"two GPUs": "fsdp, model gathered as one"}),
     ],
     ids=str,
 )
-def test_the_plan_of_compiled_gpt2_is_what_was_measured_on_a_gpu(changes, measured_gib):
-    """On an H200, by a plain loop with this model compiled by block (FACTS.md, section 4); no GPU is needed here."""
-    planned = plan.estimate(config(**GPT2 | {"compile": "blocks"} | changes), 50257, "cuda", 1)
-    assert planned.peak / 2**30 == pytest.approx(measured_gib, rel=0.1)
+def test_the_plan_of_compiled_gpt2_is_what_was_measured_on_a_gpu(file, levels):
+    """By the rows of the record; no GPU is needed here."""
+    lines = (REPOSITORY / "records" / "speed-h100" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
+    (row,) = [row for line in lines if (row := json.loads(line))["levels"] == levels]
+    planned = plan.estimate(config(**row["settings"]), 50257, "cuda", row["settings"].get("processes") or 1)
+    assert planned.peak / 2**30 == pytest.approx(row["peak_gib"], rel=0.02)
 
 
 def test_the_kinds_by_hand():
