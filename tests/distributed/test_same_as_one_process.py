@@ -209,10 +209,11 @@ def test_memory_is_one_ranks_own(trained):
     # FSDP2 frees the blocks after the forward pass, and keeps the root whole: embeddings and the last norm.
     root = ((256 + 16) * 32 + 2 * 32) * 4 / 2**20
     block = (12 * 32**2 + 13 * 32) * 4 / 2**20
-    # gloo's own thread lets go of the buffer in which a block arrived a little after the block is there.
+    # gloo's own thread lets go of the buffer in which the last block arrived a little after the block is there: on
+    # a busy machine it is still held when the forward pass ends. It is never anything else.
     for found, expected in (("fsdp", kept["one"] + root), ("fsdp_kept", kept["one"] + root + 2 * block)):
-        buffers = (0, block) if found == "fsdp_kept" else (0,)
-        assert any(kept[found] == pytest.approx(expected + late, rel=0.01) for late in buffers), found
+        late = kept[found] - expected
+        assert late == pytest.approx(0, abs=1e-3) or late == pytest.approx(block, abs=1e-3), (found, late)
 
 
 @pytest.mark.parametrize("way", WAYS)
