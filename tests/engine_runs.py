@@ -149,6 +149,7 @@ class Lab:
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",  # else gloo asks for the host's own name, and may wait for an answer
             "PLUMBLINE_CHECKPOINTS": str(self.directory / "checkpoints"),
             **changes,
         }
