@@ -9,8 +9,7 @@ import torch.nn as nn
 
 from engine.config import Compile
 from engine.ledger import Line
-
-CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+from engine.rules import CUDA_GRAPH_MODES
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,8 @@ def _(x_shape, weight_shape, *_, **__) -> int:
 
 
 def _keep(ctx, inputs, output) -> None:
-    x, weight, ctx.total = (
-        inputs  # a total is not saved but kept: it changes before the backward pass, and may
-    )
+    # The total is not saved but kept: it changes before the backward pass, and may.
+    x, weight, ctx.total = inputs
     ctx.save_for_backward(x, weight)
 
 

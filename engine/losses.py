@@ -53,9 +53,8 @@ class Plan:
     chunk: int  # tokens whose logits exist at a time, ≥ 1
     saw: Callable[[torch.Tensor], None]  # is shown every tensor of logits
     gradient_scale: torch.Tensor | None = None  # a scalar on the device; the gradients are made with it
-    weight_sum: torch.Tensor | None = (
-        None  # fp32, takes the weight's gradient, scaled; then autograd gets none
-    )
+    # fp32, takes the weight's gradient, scaled; then autograd gets none
+    weight_sum: torch.Tensor | None = None
 
 
 class LinearCrossEntropy(torch.autograd.Function):

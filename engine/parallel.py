@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
+from engine import compiling
 from engine.config import Config, Parallel
 from engine.errors import ConfigError
 
@@ -121,11 +122,10 @@ def check(config: Config, world_size: int) -> list[str]:
             f"compile = 'model': data_parallel = {p.data_parallel!r} gathers each block when it is called, which "
             "splits the graph there; use compile = 'blocks', or shard_unit = 'model'"
         )
-    c = config.compile
-    if sharded and c.compile != "none" and c.compile_mode in ("reduce-overhead", "max-autotune"):
+    if sharded and compiling.keeps_gradients(config.compile):
         problems.append(
-            f"compile_mode = {c.compile_mode!r}: its CUDA graphs would write over gradients that FSDP2 holds between "
-            "micro-batches; use compile_mode = 'default'"
+            f"compile_mode = {config.compile.compile_mode!r}: its CUDA graphs would write over "
+            "gradients that FSDP2 holds between micro-batches; use compile_mode = 'default'"
         )
     return problems
 

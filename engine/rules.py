@@ -5,6 +5,7 @@ Like engine/config.py it imports no torch, reads neither environment nor hardwar
 
 from collections.abc import Collection
 
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
 
 
@@ -117,7 +118,7 @@ def _gradient_sums(c) -> list[Check]:
         ("tensor_parallel", c.parallel.tensor_parallel > 1, "matrices are split; set tensor_parallel = 1"),
         (
             "compile_mode",
-            c.compile.compile != "none" and mode in ("reduce-overhead", "max-autotune"),
+            c.compile.compile != "none" and mode in CUDA_GRAPH_MODES,
             f"the CUDA graphs of {mode!r} do not see them; set compile_mode = 'default'",
         ),
     ]

@@ -90,7 +90,7 @@ class Trainer:
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
-        self.steps_taken = self.steps_here = 0  # by the run; in this process, which may have resumed it
+        self.steps_taken = 0
         self.seen: observed.Observed | None = None
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
@@ -212,6 +212,11 @@ class Trainer:
         """Tokens trained on up to the end of `step`."""
         return (step + 1) * self.config.training.batch_size * self.config.model.context
 
+    @property
+    def steps_here(self) -> int:
+        """Steps taken in this process, which may have resumed the run."""
+        return self.steps_taken - self.first_step
+
     def _one_step(self, batch) -> None:
         device = self.ranks.device
         with part("data"):
@@ -219,10 +224,10 @@ class Trainer:
             targets = batch.targets.to(device, non_blocking=True).split(self.micro)
         micro_batches = list(zip(inputs, targets, strict=True))
         is_measured = batch.step == self.measured_step
+        self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         measured = (
             self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
         )
-        self.steps_taken, self.steps_here = batch.step + 1, batch.step + 1 - self.first_step
         self.drawn.add(batch.step, batch.sample_ids)
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
@@ -236,7 +241,6 @@ class Trainer:
         with self.memory.measured(self.step, micro_batches), operations:
             measured = self.step(batch.step, micro_batches)
         ladder.check_limit(self.memory.peak_bytes, self.config.memory)
-        self.steps_taken, self.steps_here = batch.step + 1, batch.step + 1 - self.first_step
         self.seen = observed.Observed(
             ranks=self.ranks,
             accumulation=len(micro_batches),

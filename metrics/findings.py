@@ -17,7 +17,7 @@ import polars as pl
 from metrics import statistics
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
-from metrics.words import number
+from metrics.words import number, percent_change
 
 # How a run is computed, never what it learns: what such runs cost may be set side by side.
 MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
@@ -103,17 +103,12 @@ def _times(ratio: Ratio) -> str:
 
 def _change(ratio: Ratio) -> str:
     """`29 % more (16 % more to 43 % more)`, `52 % less`, `the same`; or that it may be either."""
-    mean = _percent(ratio.mean)
-    if ratio.low is None or ratio.high is None or _percent(ratio.low) == _percent(ratio.high):
+    mean = percent_change(ratio.mean)
+    if ratio.low is None or ratio.high is None or percent_change(ratio.low) == percent_change(ratio.high):
         return mean
     if ratio.low < 1 < ratio.high:
         return f"{mean}, which these seeds do not tell from none ({number(ratio.low, 2)}–{number(ratio.high, 2)} ×)"
-    return f"{mean} ({_percent(ratio.low)} to {_percent(ratio.high)})"
-
-
-def _percent(ratio: float) -> str:
-    percent = round(100 * abs(ratio - 1))
-    return "the same" if percent == 0 else f"{percent} % {'more' if ratio > 1 else 'less'}"
+    return f"{mean} ({percent_change(ratio.low)} to {percent_change(ratio.high)})"
 
 
 def _identical(study: _Study) -> Iterator[Finding]:

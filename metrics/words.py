@@ -32,6 +32,12 @@ def short(name: str, most: int = 30) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
+def percent_change(ratio: float) -> str:
+    """`29 % more`, `52 % less`, or `the same`."""
+    percent = round(100 * abs(ratio - 1))
+    return "the same" if percent == 0 else f"{percent} % {'more' if ratio > 1 else 'less'}"
+
+
 def with_interval(estimate: Estimate | None, signed: bool = False) -> str:
     """`mean ± half-width`, both with as many decimals as two digits of the half-width need."""
     if estimate is None:
@@ -129,8 +135,7 @@ def cost_sentence(summary: Summary, run: RunSummary) -> str:
         if run.comparison is None or ratio is None or ratio.low is None or ratio.high is None:
             continue
         if (ratio.low > 1 or ratio.high < 1) and abs(ratio.mean - 1) >= WORTH_SAYING:
-            change = f"{100 * abs(ratio.mean - 1):.0f} % {'more' if ratio.mean > 1 else 'less'}"
-            parts.append(f"{METRICS[name].label} {change}")
+            parts.append(f"{METRICS[name].label} {percent_change(ratio.mean)}")
     return f"{run.run} costs, against {summary.results.study.baseline}: {', '.join(parts)}." if parts else ""
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch.optim.sgd import sgd
 
+from engine.memory import local
+
 
 class SGD(torch.optim.SGD):
     """torch's fused SGD, over sharded parameters too: each rank updates its own part, as nothing is exchanged."""
@@ -14,9 +16,9 @@ class SGD(torch.optim.SGD):
             having = [p for p in group["params"] if p.grad is not None]
             buffers = [self.state[p]["momentum_buffer"] if group["momentum"] else None for p in having]
             sgd(
-                [_own(p) for p in having],
-                [_own(p.grad) for p in having],
-                [_own(b) for b in buffers],
+                [local(p) for p in having],
+                [local(p.grad) for p in having],
+                [local(b) for b in buffers],
                 weight_decay=group["weight_decay"],
                 momentum=group["momentum"],
                 lr=group["lr"],
@@ -27,11 +29,6 @@ class SGD(torch.optim.SGD):
                 fused=True,
                 found_inf=getattr(self, "found_inf", None),
             )
-
-
-def _own(tensor):
-    """This rank's part of a sharded tensor; any other as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def build(groups: list[dict], settings) -> torch.optim.Optimizer:
