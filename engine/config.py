@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import rules
-from engine.data import DATASETS, TOKENIZERS
+from engine.data import DATASETS, LABELLED, TOKENIZERS
 from engine.declare import Setting, setting
 from engine.errors import ConfigError
 from engine.models import MODELS
@@ -35,25 +35,58 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    dataset: str = setting("stdlib", "source of the text", choices=DATASETS)
+    dataset: str = setting(
+        "stdlib", "source of the text or of the labelled rows", choices=DATASETS | LABELLED
+    )
     data_dir: str = setting(
         "",
         "directory that holds the data set's files; empty: fetch it by name",
-        only_if={"dataset": ("wikitext2", "tinyshakespeare", "text")},
+        only_if={"dataset": ("wikitext2", "tinyshakespeare", "text", "ag_news", "imdb", "table")},
     )
     tokenizer: str = setting("bytes", "how text becomes tokens", choices=TOKENIZERS)
     vocab_size: int = setting(
         4096,
-        "vocabulary of a trained tokenizer",
+        "vocabulary of a trained or a hashing tokenizer",
         unit="tokens",
         at_least=257,
-        only_if={"tokenizer": ("bpe",)},
+        only_if={"tokenizer": ("bpe", "hashed_words", "frequent_words")},
     )
     tokenizer_dir: str = setting(
         "", "directory with encoder.json and vocab.bpe", only_if={"tokenizer": ("gpt2",)}
     )
     max_train_bytes: int = setting(
-        0, "training text is cut after this many bytes; 0: all of it", unit="bytes", at_least=0
+        0,
+        "training text is cut after this many bytes; 0: all of it",
+        unit="bytes",
+        at_least=0,
+        only_if={"dataset": tuple(DATASETS)},
+    )
+    text_column: str = setting(
+        "text",
+        "column with the text; several, joined by a space: title,description",
+        only_if={"dataset": ("table",)},
+    )
+    label_column: str = setting("label", "column with the label", only_if={"dataset": ("table",)})
+    validation_rows: int = setting(
+        2000,
+        "rows held out of the training rows for validation, chosen by a hash of their text",
+        unit="rows",
+        at_least=1,
+        only_if={"dataset": tuple(LABELLED)},
+    )
+    test_rows: int = setting(
+        2000,
+        "rows held out of the training rows for the test, where there is no file of them",
+        unit="rows",
+        at_least=1,
+        only_if={"dataset": ("table", "synthetic")},
+    )
+    max_train_rows: int = setting(
+        0,
+        "training rows used, chosen by a hash of their text; 0: all",
+        unit="rows",
+        at_least=0,
+        only_if={"dataset": tuple(LABELLED)},
     )
 
 
@@ -71,7 +104,15 @@ class Model:
         choices=("sdpa", "flash", "cudnn", "efficient", "math", "manual"),
     )
     attention_form: str = setting(
-        "multi_head", "multi-head attention, or latent attention (MLA)", choices=("multi_head", "latent")
+        "multi_head",
+        "multi-head attention, or latent attention (MLA)",
+        choices=("multi_head", "latent"),
+        only_if={"model": ("gpt",)},
+    )
+    padding_mask: bool = setting(
+        True,
+        "attention and pooling leave padding out; false: they see it",
+        only_if={"model": ("classifier",)},
     )
     latent_width: int = setting(
         128,
@@ -109,11 +150,14 @@ class Model:
         "embedding rows are padded to a multiple of this, for speed; padding is never predicted",
         unit="rows",
         at_least=1,
+        only_if={"model": ("gpt",)},
     )
     init_from: str = setting(
         "", "directory of a finished run, or of a GPT-2 in Hugging Face format, to start from; empty: seeded"
     )
-    tie_embeddings: bool = setting(True, "output head shares the token embedding's weight")
+    tie_embeddings: bool = setting(
+        True, "output head shares the token embedding's weight", only_if={"model": ("gpt",)}
+    )
     bias: bool = setting(True, "biases in linear layers and layer norms")
     dropout: float = setting(0.0, "dropout probability", at_least=0, below=1)
 
@@ -121,7 +165,19 @@ class Model:
 @dataclass(frozen=True)
 class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
-    lr: float = setting(1e-3, "peak learning rate", above=0)
+    lr: float = setting(1e-3, "peak learning rate, before lr_rule", above=0)
+    lr_rule: str = setting(
+        "none",
+        "how lr follows the batch size: times batch_size / lr_batch_size (linear), its square root (sqrt), or not",
+        choices=("none", "linear", "sqrt"),
+    )
+    lr_batch_size: int = setting(
+        0,
+        "batch size for which lr is meant",
+        unit="sequences",
+        at_least=0,
+        only_if={"lr_rule": ("linear", "sqrt")},
+    )
     weight_decay: float = setting(0.1, "weight decay of matrices and embeddings", at_least=0)
     beta1: float = setting(
         0.9,
@@ -197,6 +253,7 @@ class Training:
         "full: logits and their gradient whole; fused: the gradient overwrites the logits; chunked: fused, and "
         "only a chunk of the logits exists at a time",
         choices=("full", "fused", "chunked"),
+        only_if={"model": ("gpt",)},
     )
     loss_chunk_tokens: int = setting(
         4096, "tokens of one chunk", unit="tokens", at_least=1, only_if={"loss_kernel": ("chunked",)}
@@ -206,7 +263,7 @@ class Training:
         "how matrices' gradients are summed over micro-batches: by autograd, or fused: by the products that make "
         "them, with the weights cast once a step",
         choices=("autograd", "fused"),
-        only_if={"precision": ("bf16",)},
+        only_if={"precision": ("bf16",), "model": ("gpt",)},
     )
 
 
@@ -266,7 +323,23 @@ class Parallel:
         only_if={"data_parallel": ("fsdp", "hsdp"), "shard_unit": ("block",)},
     )
     tensor_parallel: int = setting(
-        1, "processes that split every matrix product between them, and the loss", at_least=1
+        1,
+        "processes that split every matrix product between them, and the loss",
+        at_least=1,
+        only_if={"model": ("gpt",)},
+    )
+    shard_samples: bool = setting(
+        True,
+        "each process reads its own part of a step's samples; false: all read the whole step, which is refused "
+        "unless on_shared_samples says otherwise",
+    )
+    on_shared_samples: str = setting(
+        "refuse",
+        "what happens when processes read the same samples in a step: the run ends, or its figures say so",
+        choices=("refuse", "report"),
+    )
+    preflight_seconds: float = setting(
+        60.0, "how long processes wait for each other at the start", unit="seconds", above=0
     )
 
 
@@ -340,6 +413,13 @@ class Runtime:
     profile_steps: int = setting(
         0, "steps to trace and split into data, forward, backward, optimizer, communication", at_least=0
     )
+    scaling_probe_steps: int = setting(
+        0,
+        "steps timed after training with and without loading, and with and without exchange, to tell where the time "
+        "of several processes goes; 0: none",
+        unit="steps",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -355,12 +435,14 @@ class Evaluation:
         "validation tokens used during training; 0: all (the test is always whole)",
         unit="tokens",
         at_least=0,
+        only_if={"model": ("gpt",)},
     )
     eval_stride: int = setting(
         0,
         "tokens between evaluation windows; smaller than context: sliding windows; 0: context",
         unit="tokens",
         at_least=0,
+        only_if={"model": ("gpt",)},
     )
     eval_precision: str = setting(
         "precision",
@@ -368,7 +450,11 @@ class Evaluation:
         choices=("precision", "fp32", "bf16", "fp16"),
     )
     sample_tokens: int = setting(
-        0, "tokens of a sample of text that each evaluation leaves; 0: none", unit="tokens", at_least=0
+        0,
+        "tokens of a sample of text that each evaluation leaves; 0: none",
+        unit="tokens",
+        at_least=0,
+        only_if={"model": ("gpt",)},
     )
     sample_prompt: str = setting("", "text that samples go on from; empty: how the validation text begins")
 

@@ -12,10 +12,19 @@ DATASETS = {
     "text": "engine.data.textdir",
 }
 
+LABELLED = {  # rows of a text and a label
+    "ag_news": "engine.data.ag_news",
+    "imdb": "engine.data.imdb",
+    "table": "engine.data.table",
+    "synthetic": "engine.data.synthetic",
+}
+
 TOKENIZERS = {
     "bytes": "engine.data.tokenizers:Bytes",
     "chars": "engine.data.tokenizers:Chars",
     "words": "engine.data.tokenizers:Words",
     "bpe": "engine.data.tokenizers:Bpe",
     "gpt2": "engine.data.tokenizers:Gpt2",
+    "hashed_words": "engine.data.words:HashedWords",
+    "frequent_words": "engine.data.words:FrequentWords",
 }

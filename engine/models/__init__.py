@@ -5,4 +5,5 @@ To add one: a file with `build(settings, vocabulary_size, norm_layers)`, and its
 
 MODELS = {
     "gpt": "engine.models.gpt",
+    "classifier": "engine.models.classifier",
 }
