@@ -10,15 +10,13 @@ import importlib
 import torch
 import torch.nn as nn
 
-from engine import compiling, float8, ladder, parallel, pretrained, runtime
+from engine import compiling, float8, ladder, parallel, pretrained, runtime, tasks
 from engine.config import Config
 from engine.errors import ConfigError
-from engine.evaluate import eval_precision
 from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
 from engine.models.attention import kernel_problems, select_attention
-from engine.objectives import NextToken
 from engine.offload import offload
 from engine.optimizers import OPTIMIZERS
 from engine.optimizers.groups import decay_groups
@@ -34,9 +32,13 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
         *parallel.check(config, ranks.world_size),
         *dict.fromkeys(
             problem
-            for precision in (t.precision, eval_precision(config))
+            for precision in (t.precision, config.eval_precision)
             for problem in kernel_problems(
-                config.model.attention, ranks.device, precision=precision, dropout=config.model.dropout
+                config.model.attention,
+                ranks.device,
+                precision=precision,
+                dropout=config.model.dropout,
+                masked=config.model.model == "classifier" and config.model.padding_mask,
             )
         ),
         *runtime.check(config.runtime, ranks.device.type),
@@ -57,21 +59,19 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
         raise ConfigError(problems)
 
 
-def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks) -> nn.Module:
-    """The run's model, wrapped and spread; unless it was given weights, they depend on the seed alone."""
+def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, classes: int = 0) -> nn.Module:
+    """The run's model, wrapped and spread; unless it was given weights, they depend on the seed alone.
+
+    classes: of labelled rows; 0 for text.
+    """
     m = config.model
     torch.manual_seed(config.run.seed)
     build = importlib.import_module(MODELS[m.model]).build
-    model = build(m, vocabulary_size, config.logging.activation_norm_layers)
+    model = build(m, vocabulary_size, config.logging.activation_norm_layers, classes)
     model.drawn_with = torch.initial_seed()  # the generator's own
     model.given_weights = pretrained.load_into(model, m) if m.init_from else []
     model.to(ranks.device)
-    model.loss = NextToken(
-        vocabulary_size,
-        kernel=config.training.loss_kernel,
-        chunk_tokens=config.training.loss_chunk_tokens,
-        group=ranks.tensor_group,
-    )
+    model.loss = tasks.of(config).loss(config, vocabulary_size, ranks.tensor_group)
     select_attention(m.attention, ranks.device)
     parallel.apply_tensor_parallel(model, ranks)
     if config.training.float8:

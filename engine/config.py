@@ -160,12 +160,22 @@ class Model:
     )
     bias: bool = setting(True, "biases in linear layers and layer norms")
     dropout: float = setting(0.0, "dropout probability", at_least=0, below=1)
+    embedding_dropout: float = setting(
+        0.0, "dropout probability of the embedding", at_least=0, below=1, only_if={"model": ("classifier",)}
+    )
+    token_dropout: float = setting(
+        0.0,
+        "probability that a training token's embedding is left out",
+        at_least=0,
+        below=1,
+        only_if={"model": ("classifier",)},
+    )
 
 
 @dataclass(frozen=True)
 class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
-    lr: float = setting(1e-3, "peak learning rate, before lr_rule", above=0)
+    lr: float = setting(1e-3, "peak learning rate", above=0)
     lr_rule: str = setting(
         "none",
         "how lr follows the batch size: times batch_size / lr_batch_size (linear), its square root (sqrt), or not",
@@ -500,6 +510,12 @@ class Config:
     def tokens_directory(self) -> Path:
         """Where this run's token files are, relative to the working directory."""
         return Path("tokens") / self.run.study
+
+    @property
+    def eval_precision(self) -> str:
+        """The precision that evaluations have: their own, or that of training."""
+        asked = self.evaluation.eval_precision
+        return self.training.precision if asked == "precision" else asked
 
     @property
     def flat(self) -> dict:

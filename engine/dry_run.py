@@ -19,12 +19,11 @@ import torch
 import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine import dry_compile, dry_gpu, float8, parallel, tensor_parallel
+from engine import dry_compile, dry_gpu, float8, parallel, tasks, tensor_parallel
 from engine.config import Config
 from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
-from engine.objectives import NextToken
 from engine.offload import offload, to_host
 from engine.optimizers import LIBRARIES, OPTIMIZERS, is_installed
 from engine.optimizers.groups import decay_groups
@@ -42,11 +41,11 @@ class Place:
     ranks: int
 
 
-def trace(config: Config, vocabulary_size: int, place: Place, micro: int) -> Trace:
+def trace(config: Config, vocabulary_size: int, place: Place, micro: int, classes: int = 0) -> Trace:
     """What one steady training step of one rank would take, in micro-batches of `micro` sequences."""
     build = importlib.import_module(MODELS[config.model.model]).build
     with torch.device("meta"):
-        model = build(config.model, vocabulary_size, config.logging.activation_norm_layers)
+        model = build(config.model, vocabulary_size, config.logging.activation_norm_layers, classes)
         _split(model, config.parallel.tensor_parallel)
     # Compiling fakes makes torch warn of what matters to real tensors alone.
     with warnings.catch_warnings(action="ignore"), FakeTensorMode(), _pretend(config, place) as tape:
@@ -99,12 +98,8 @@ class DryRun:
     def _prepared(self, model: nn.Module, tensor: int) -> nn.Module:
         """As build.build_model does it, but spread."""
         c = self.config
-        model.loss = NextToken(
-            model.vocabulary_size,
-            kernel=c.training.loss_kernel,
-            chunk_tokens=c.training.loss_chunk_tokens,
-            group=FakeGroup(tensor) if tensor > 1 else None,
-        )
+        group = FakeGroup(tensor) if tensor > 1 else None
+        model.loss = tasks.of(c).loss(c, model.vocabulary_size, group)
         _make_fake(model)
         if c.training.float8:
             float8.convert(model)
@@ -167,9 +162,10 @@ class DryRun:
         return tape.trace()
 
     def _step(self) -> None:
-        tape, shape = self.tape, (self.sequences, self.config.model.context)
+        tape = self.tape
         with tape.labelled("temporary", "batch"):
-            inputs, targets = (torch.empty(shape, dtype=torch.int64).split(self.micro) for _ in range(2))
+            batch = tasks.of(self.config).empty_batch(self.config, self.sequences)
+            inputs, targets = (whole.split(self.micro) for whole in batch)
         tape.mark("start")
         if self.model.gradient_sums:
             self.model.gradient_sums.refresh()

@@ -117,6 +117,36 @@ class NextToken(nn.Module):
         self.largest_logits = max(self.largest_logits, (rows, columns))
 
 
+class ClassLabel(nn.Module):
+    """(logits (B, classes), targets (B,)) → summed cross-entropy in nats, an fp32 scalar.
+
+    gradient_scale, a scalar on the device, multiplies the gradients: then call backward() on the loss itself.
+    operand_dtype: of the head's last product, for the ledger.
+    """
+
+    head_sums = 0  # the head's gradient is autograd's
+
+    def __init__(self):
+        super().__init__()
+        self.operand_dtype: torch.dtype | None = None
+
+    def forget(self) -> None:
+        """Nothing of one step is noted."""
+
+    def compile(self, **options) -> None:
+        """There is nothing to fuse."""
+
+    def note(self, logits: torch.Tensor) -> None:
+        """What the head made, whether or not a loss is made of it."""
+        self.operand_dtype = logits.dtype
+
+    def forward(
+        self, logits: torch.Tensor, targets: torch.Tensor, gradient_scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        loss = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+        return loss if gradient_scale is None else losses.ScaledGradient.apply(loss, gradient_scale)
+
+
 def _whole(hidden, weight, targets, vocabulary_size: int) -> torch.Tensor:
     """The full loss of operands that have their dtype; logits (B, T, rows) without the padding."""
     return next_token(F.linear(hidden, weight)[..., :vocabulary_size], targets)

@@ -20,7 +20,6 @@ from engine import (
     runtime,
 )
 from engine.config import Config
-from engine.evaluate import eval_precision
 from engine.ledger import Line
 from engine.operations import Operations
 from engine.parallel import Ranks
@@ -38,7 +37,7 @@ class Observed:
     targets: int  # counted on all ranks
     sample_ids: list[int]  # of all ranks
     operations: Operations
-    loss: list[Line]  # about its kernel
+    task: list[Line]  # about what is its own
     head_sums: int  # of the head's products, those whose gradient the loss added in place
     operand_dtype: torch.dtype  # of the head's product
     stream_dtype: torch.dtype  # of the residual stream before the last norm
@@ -50,7 +49,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
     return [
         *launch(config, seen, next(model.parameters()).device),
         *placement.lines(run.model, config.parallel, seen.ranks),
-        *batch(config, seen),
+        *batch(config, seen, run.task.targets_per_sample(config)),
         *precision(config, seen),
         *evaluation(config, run.evaluated_in),
         *loss_scale(config, run.step.loss_scale),
@@ -65,7 +64,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.step.guard.lines(run.steps_taken),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
-        *seen.loss,
+        *seen.task,
         *memory.lines(config, seen, run.memory),
         ladder.limit_line(config.memory, seen.ranks.device, run.memory.peak_bytes),
         *compiling.lines(config.compile, seen.operations.graph_replays),
@@ -94,19 +93,20 @@ def launch(config: Config, seen: Observed, device: torch.device) -> list[Line]:
     ]
 
 
-def batch(config: Config, seen: Observed) -> list[Line]:
-    """How many sequences a step had, and whether they were all different."""
-    size, context, replicas = config.training.batch_size, config.model.context, seen.ranks.data_size
+def batch(config: Config, seen: Observed, targets: int) -> list[Line]:
+    """How many samples a step had, and whether they were all different; targets: of one sample."""
+    size, replicas = config.training.batch_size, seen.ranks.data_size
+    tokens = seen.targets // targets * config.model.context
     micro = size // replicas // seen.accumulation
     distinct, drawn = len(set(seen.sample_ids)), len(seen.sample_ids)
     return [
         Line(
             "batch_size",
             str(size),
-            f"{seen.targets / context:g}",
+            f"{seen.targets / targets:g}",
             f"targets counted on all ranks; micro-batch {micro} × accumulation {seen.accumulation} × replicas "
-            f"{replicas}, {seen.targets} tokens a step",
-            seen.targets == size * context,
+            f"{replicas}, {tokens} tokens a step",
+            seen.targets == size * targets,
         ),
         Line(
             "samples",
@@ -140,7 +140,7 @@ def evaluation(config: Config, dtype: torch.dtype | None) -> list[Line]:
     """The dtype of the newest evaluation's product; no line before there was one."""
     if dtype is None:
         return []
-    wanted = eval_precision(config)
+    wanted = config.eval_precision
     how = "operands of the head's product in the newest evaluation"
     return [Line("eval_precision", wanted, _name(dtype), how, dtype is DTYPES[wanted])]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 
 from engine import compiling, guards, parallel, probes, rundir
-from engine.evaluate import evaluated, figures
+from engine.evaluate import evaluated
 from engine.guards import Diverged
 
 
@@ -30,7 +30,7 @@ def complete(run) -> None:
     """Write what `run`, a Trainer that took all its steps, leaves."""
     run.write_ledger()
     drawn = parallel.total(torch.from_numpy(run.drawn.sums).to(run.ranks.device)).cpu().numpy()
-    data_order = run.drawn.digest(drawn, run.tokens.meta["splits"]["train"]["sha256_tokens"])
+    data_order = run.drawn.digest(drawn, run.tokens.sha256("train"))
     weights = full_weights(run.model)
     if run.ranks.is_first:
         from safetensors.torch import save_file
@@ -42,7 +42,7 @@ def complete(run) -> None:
 
 def _summary(run, data_order: str) -> dict:
     rows = run.recorder.table.read()
-    evals = [float(row["val_loss"]) for row in run.evals.read()]
+    evals = [{name: float(row[name]) for name in run.task.EVAL_COLUMNS} for row in run.evals.read()]
     seconds = probes.steady([float(row["step_seconds"]) for row in rows])
     last, tokens = [float(row["train_loss"]) for row in rows[-10:]], run.tokens_seen(len(rows) - 1)
     return {
@@ -52,16 +52,15 @@ def _summary(run, data_order: str) -> dict:
         "steps": len(rows),
         "tokens": tokens,
         "train_loss": sum(last) / len(last),
-        **figures(evals[-1], run.tokens.bytes_per_token("validation"), "val"),
-        "best_val_loss": min(evals),
+        **_validation(run, evals),
         **evaluated(
-            parallel.unwrapped(run.model),
-            run.tokens.validation,
             run.config,
+            run.tokens.validation,
+            run.evaluated_in,
             limit=run.config.evaluation.eval_tokens,
         ),
         "data_order_sha256": data_order,
-        "flops": probes.training_flops(run.parameter_count, run.config.model, tokens),
+        "flops": probes.training_flops(run.flop_parameters, run.config.model, tokens),
         "step_seconds_median": seconds,
         "tokens_per_second": run.tokens_seen(0) / seconds,
         **_memory(run, rows),
@@ -69,6 +68,15 @@ def _summary(run, data_order: str) -> dict:
         "train_seconds": sum(float(row["step_seconds"]) for row in rows),
         **run.seconds,
         "compile_seconds": compiling.proof().seconds,
+    }
+
+
+def _validation(run, evals: list[dict[str, float]]) -> dict[str, float]:
+    """The last evaluation's figures, and the best of all."""
+    scores = {name.removeprefix("val_"): value for name, value in evals[-1].items()}
+    best = {"val_loss": min, "val_accuracy": max}
+    return run.task.figures(scores, run.tokens.meta["splits"]["validation"], "val") | {
+        f"best_{name}": best[name](row[name] for row in evals) for name in run.task.EVAL_COLUMNS
     }
 
 

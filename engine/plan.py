@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from engine.config import Config, load
+from engine.data import DATASETS
 from engine.errors import ConfigError, command
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "logits", "temporary", "libraries")
@@ -56,9 +57,14 @@ class Plan:
 
 
 def estimate(
-    config: Config, vocabulary_size: int, device_type: str, ranks: int, micro_batch: int | None = None
+    config: Config,
+    vocabulary_size: int,
+    device_type: str,
+    ranks: int,
+    micro_batch: int | None = None,
+    classes: int = 0,
 ) -> Plan:
-    """The plan of one rank; micro_batch: in place of the run's own.
+    """The plan of one rank; micro_batch: in place of the run's own; classes: of labelled rows.
 
     Raises ConfigError for settings that so many ranks cannot run.
     """
@@ -67,7 +73,7 @@ def estimate(
     if problems := parallel.check(config, ranks):
         raise ConfigError(problems)
     micro = micro_batch or config.training.micro_batch_size or sequences(config, ranks)
-    peak, kept = _traced(config, vocabulary_size, device_type, ranks, micro)
+    peak, kept = _traced(config, vocabulary_size, device_type, ranks, micro, classes)
     not_kept = ("gathered weights",) if config.parallel.reshard_after_forward else ()
     kinds, parts = Counter(), Counter()
     for (kind, part), size in peak.items():
@@ -93,16 +99,17 @@ def sequences(config: Config, ranks: int) -> int:
     return own
 
 
-def _traced(config: Config, vocabulary_size: int, device_type: str, ranks: int, micro: int):
+def _traced(config: Config, vocabulary_size: int, device_type: str, ranks: int, micro: int, classes: int):
     """Bytes by label at the peak and after the forward pass."""
     from engine.dry_run import Place, trace
 
     place, layers = Place(device_type, ranks), config.model.layers
     if config.compile.compile != "model" or layers <= DEEP:
-        found = trace(config, vocabulary_size, place, micro)
+        found = trace(config, vocabulary_size, place, micro, classes)
         return found.peak, found.forward
     half, whole = (
-        trace(_with_layers(config, depth), vocabulary_size, place, micro) for depth in (DEEP // 2, DEEP)
+        trace(_with_layers(config, depth), vocabulary_size, place, micro, classes)
+        for depth in (DEEP // 2, DEEP)
     )
     return tuple(
         _extended(getattr(half, moment), getattr(whole, moment), layers) for moment in ("peak", "forward")
@@ -132,23 +139,26 @@ def largest_micro_batch(smaller: Plan, larger: Plan, capacity: float) -> int:
     return int(smaller.micro_batch + (capacity - smaller.peak) / slope)
 
 
-def vocabulary_size(config: Config) -> int:
-    """Of the run's tokens, if they are made already, else of its tokenizer, if that does not depend on the data.
+def sizes(config: Config) -> tuple[int, int]:
+    """(vocabulary, classes) of the run's tokens, if they are made already; classes are 0 for text.
+
+    Else of its tokenizer, if that does not depend on the data.
 
     Raises ConfigError, saying what to do, where it cannot be known.
     """
     from engine.data.prepare import open_tokens
 
+    data = config.data
     if config.tokens_directory.exists():
-        return open_tokens(config.tokens_directory, config.data).meta["vocabulary_size"]
-    if config.data.tokenizer == "bpe":
-        return config.data.vocab_size
-    if config.data.tokenizer in KNOWN_VOCABULARIES:
-        return KNOWN_VOCABULARIES[config.data.tokenizer]
-    raise ConfigError(
-        f"tokenizer = {config.data.tokenizer!r}: its vocabulary is that of the data; run "
-        "python -m engine.data.prepare FILE.toml first"
-    )
+        meta = open_tokens(config.tokens_directory, data).meta
+        return meta["vocabulary_size"], len(meta.get("classes", ()))
+    known = KNOWN_VOCABULARIES | {"bpe": data.vocab_size}
+    if data.dataset in DATASETS and data.tokenizer in known:
+        return known[data.tokenizer], 0
+    what = f"tokenizer = {data.tokenizer!r}: its vocabulary is that"
+    if data.dataset not in DATASETS:
+        what = f"dataset = {data.dataset!r}: its classes are those"
+    raise ConfigError(f"{what} of the data; run python -m engine.data.prepare FILE.toml first")
 
 
 def device(config: Config, memory_gib: float | None) -> tuple[str, float | None]:
@@ -214,15 +224,15 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     config = load(asked.file)
     ranks = asked.ranks or config.parallel.processes or int(os.environ.get("WORLD_SIZE", "1"))
-    vocabulary = vocabulary_size(config)
+    vocabulary, classes = sizes(config)
     kind, capacity = device(config, asked.device_memory_gib)
-    plan = estimate(config, vocabulary, kind, ranks)
+    plan = estimate(config, vocabulary, kind, ranks, classes=classes)
     print(text(plan, config, kind, ranks, capacity))
     if capacity is None:
         return
     other = 1 if plan.micro_batch > 1 else 2
     smaller, larger = sorted(
-        [plan, estimate(config, vocabulary, kind, ranks, other)], key=lambda p: p.micro_batch
+        [plan, estimate(config, vocabulary, kind, ranks, other, classes)], key=lambda p: p.micro_batch
     )
     fits = largest_micro_batch(smaller, larger, capacity)
     print(f"  {'micro-batch that would fit, about':<34}{fits:>10}", flush=True)

@@ -67,11 +67,16 @@ class Recorder:
         device: torch.device,
         *,
         batch_tokens: int,
+        targets_per_sample: int,
+        context: int,
         norm_layers: tuple[int, ...],
         sees_memory: bool = True,
     ):
-        """sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
+        """targets_per_sample, context: targets and tokens of one sample; a step's targets are what is counted.
+
+        sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
+        self.targets_per_sample, self.context = targets_per_sample, context
         self._sees_memory = sees_memory and device.type == "cuda"
         self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
         columns = [
@@ -82,6 +87,7 @@ class Recorder:
             "grad_norm",
             "step_seconds",
             "tokens_per_second",
+            "samples_per_second",
             "data_wait_seconds",
             "peak_memory_gib",
             *self.norm_columns,
@@ -127,13 +133,15 @@ class Recorder:
     def _row(self, fields: dict, values: torch.Tensor, start, stop) -> dict:
         seconds = self.clock.seconds(start, stop)  # waits for `stop`, and so for the copy of `values`
         loss, grad_norm, targets, *norms = values.tolist()
+        samples = targets / self.targets_per_sample
         return {
             **fields,
             "tokens_seen": (fields["step"] + 1) * self.batch_tokens,
             "train_loss": loss,
             "grad_norm": grad_norm,
             "step_seconds": seconds,
-            "tokens_per_second": targets / seconds,
+            "tokens_per_second": samples * self.context / seconds,
+            "samples_per_second": samples / seconds,
             **dict(zip(self.norm_columns, norms, strict=True)),
         }
 

@@ -12,20 +12,19 @@ from engine import (
     checkpoint,
     compiling,
     ladder,
-    losses,
     observed,
     outcome,
     parallel,
     probes,
     rundir,
     runtime,
+    tasks,
 )
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
-from engine.data.batches import Drawn, Prefetcher, TrainOrder
+from engine.data.batches import Drawn, Prefetcher
 from engine.data.prepare import Tokens
 from engine.environment import describe
-from engine.evaluate import mean_loss
 from engine.guards import Diverged
 from engine.ledger import as_dict
 from engine.memory import StepMemory
@@ -64,12 +63,16 @@ class Trainer:
         self.config, self.tokens, self.ranks, self.events = config, tokens, ranks, events
         self.identity = rundir.identity(asked)
         t = config.training
-        self.order = TrainOrder(tokens.train, config.model.context, t.batch_size, config.run.seed)
+        self.task = tasks.of(config)
+        self.order = self.task.train_order(tokens, config)
         self.drawn = Drawn(self.order)
         self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
-        self.model = build_model(config, tokens.meta["vocabulary_size"], ranks)
+        self.model = build_model(
+            config, tokens.meta["vocabulary_size"], ranks, classes=tasks.classes(tokens.meta)
+        )
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
+        self.flop_parameters = self.task.flop_parameters(parallel.unwrapped(self.model))
         self.optimizer = build_optimizer(self.model, config)
         self.step = Step(
             self.model,
@@ -94,7 +97,7 @@ class Trainer:
         self.seen: observed.Observed | None = None
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
-        hashes = {s: tokens.meta["splits"][s]["sha256_tokens"] for s in tokens.meta["splits"]}
+        hashes = {split: tokens.sha256(split) for split in tokens.meta["splits"]}
         name = checkpoint.fingerprint(config, hashes, ranks, parallel.unwrapped(self.model).given_weights)
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
 
@@ -198,11 +201,14 @@ class Trainer:
             environment = describe(self.ranks.device, self.ranks.world_size)
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
-            self.evals = rundir.Table(self.directory / "evals.csv", ["step", "tokens_seen", "val_loss"])
+            columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS]
+            self.evals = rundir.Table(self.directory / "evals.csv", columns)
             self.recorder = probes.Recorder(
                 self.directory,
                 self.ranks.device,
                 batch_tokens=self.tokens_seen(0),
+                targets_per_sample=self.task.targets_per_sample(self.config),
+                context=self.config.model.context,
                 norm_layers=self.config.logging.activation_norm_layers,
                 sees_memory=not compiling.keeps_gradients(self.config.compile),
             )
@@ -247,7 +253,7 @@ class Trainer:
             targets=int(measured["targets"].item()),
             sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
             operations=operations,
-            loss=losses.lines(model.loss, self.config.training, self.micro * self.config.model.context),
+            task=self.task.lines(self, micro_batches[0][0]),
             head_sums=model.loss.head_sums,
             operand_dtype=model.loss.operand_dtype,
             stream_dtype=model.stream_dtype,
@@ -287,25 +293,26 @@ class Trainer:
         on_gpu = self.ranks.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.ranks.device)
-        loss, _ = mean_loss(
+        scores = self.task.evaluate(
             self.model,
             self.tokens.validation,
             self.config,
             self.ranks,
             limit=self.config.evaluation.eval_tokens,
         )
+        found = {name: scores[name.removeprefix("val_")] for name in self.task.EVAL_COLUMNS}
         self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype
         if on_gpu:
             peak = torch.cuda.max_memory_allocated(self.ranks.device)
             self.eval_peak_bytes = max(peak, self.eval_peak_bytes or 0)
         if self.ranks.is_first:
-            self.evals.append([{"step": step, "tokens_seen": self.tokens_seen(step), "val_loss": loss}])
+            self.evals.append([{"step": step, "tokens_seen": self.tokens_seen(step), **found}])
             probes.progress_line(
                 event="evaluation",
                 run=self.config.run.run,
                 seed=self.config.run.seed,
                 step=step + 1,
-                val_loss=round(loss, 4),
+                **{name: round(value, 4) for name, value in found.items()},
             )
 
     def _sample(self, step: int) -> None:

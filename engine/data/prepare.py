@@ -36,9 +36,10 @@ class Tokens:
     validation: np.ndarray
     test: np.ndarray
 
-    def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes of the split's text per token, for bits per byte = loss / ln 2 / bytes_per_token."""
-        return self.meta["splits"][split]["bytes_per_token"]
+    def sha256(self, split: str) -> str:
+        """Of all that the split holds."""
+        facts = self.meta["splits"][split]
+        return facts.get("sha256_rows") or facts["sha256_tokens"]
 
 
 def prepare(settings, directory: str | Path) -> dict:

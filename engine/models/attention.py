@@ -1,4 +1,4 @@
-"""Causal self-attention: by one of torch's kernels, or written out; and what a layer keeps of earlier tokens."""
+"""Self-attention: by one of torch's kernels, or written out; and what a layer keeps of earlier tokens."""
 
 import math
 import os
@@ -12,8 +12,13 @@ from engine.errors import ConfigError
 KERNELS = {"cpu": ("flash", "math"), "cuda": ("flash", "cudnn", "efficient", "math")}
 
 
-def kernel_problems(name: str, device: torch.device | str, *, precision: str, dropout: float) -> list[str]:
-    """Why attention = `name` cannot run on `device` in this precision with this dropout, before anything is built."""
+def kernel_problems(
+    name: str, device: torch.device | str, *, precision: str, dropout: float, masked: bool = False
+) -> list[str]:
+    """Why attention = `name` cannot run on `device` in this precision with this dropout, before anything is built.
+
+    masked: padding is left out.
+    """
     kind = torch.device(device).type
     available = KERNELS[kind]
     checks = [
@@ -29,6 +34,10 @@ def kernel_problems(name: str, device: torch.device | str, *, precision: str, dr
         (
             kind == "cpu" and name == "flash" and dropout > 0,
             f"attention = 'flash': has no dropout on a CPU (dropout = {dropout}); set attention = 'math'",
+        ),
+        (
+            kind == "cuda" and name == "flash" and masked,
+            "attention = 'flash': takes no padding mask on a GPU; set attention = 'efficient'",
         ),
     ]
     return [message for broken, message in checks if broken]
@@ -77,44 +86,78 @@ class Cache:
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, implementation: str, dropout: float, cached: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    implementation: str,
+    dropout: float,
+    cached: bool = False,
+    causal: bool = True,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √d, causal) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H, t, ·).
+    """softmax(q kᵀ / √d) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H, t, ·).
 
-    cached: earlier tokens may be among k and v; if not, n = t, which is not asked: sizes may be symbols.
+    causal: a token sees none that follow it. cached: earlier tokens may be among k and v; if not, n = t, which is
+    not asked: sizes may be symbols. mask (B, 1, 1, t): False for what no token sees; of attention that is not causal.
     """
+    assert not (causal and mask is not None)  # SDPA takes one or the other
     if implementation == "manual":
-        return manual_attention(q, k, v, dropout)
-    is_causal = not cached or q.size(-2) == k.size(-2)
-    assert is_causal or q.size(-2) == 1  # SDPA's causal mask is for n = t; a last token alone sees everything
-    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, dropout_p=dropout)
+        return manual_attention(q, k, v, dropout, causal=causal, mask=mask)
+    is_causal = causal and (not cached or q.size(-2) == k.size(-2))
+    assert (
+        is_causal or not causal or q.size(-2) == 1
+    )  # SDPA's causal mask is for n = t; a last token sees everything
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=dropout)
 
 
-def manual_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+def manual_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    *,
+    causal: bool = True,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The same written out; the scores exist whole, as (B, H, n, t)."""
-    return weigh((q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1)), v, dropout)
+    scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))
+    return weigh(scores, v, dropout, causal=causal, mask=mask)
 
 
-def weigh(scores: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
-    """softmax(scores, causal) v: scores (B, H, n, t) of the last n of t tokens, v (B, H or 1, t, d)."""
+def weigh(
+    scores: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    *,
+    causal: bool = True,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(scores) v: scores (B, H, n, t) of the last n of t tokens, v (B, H or 1, t, d); masks as in `attend`."""
     n, t = scores.shape[-2:]
-    future = torch.ones(n, t, dtype=torch.bool, device=scores.device).triu(1 + t - n)
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
-    return F.dropout(weights, dropout).to(v.dtype) @ v
+    if causal:
+        future = torch.ones(n, t, dtype=torch.bool, device=scores.device).triu(1 + t - n)
+        scores = scores.masked_fill(future, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
 
 
 class MultiHead(nn.Module):
     """Multi-head attention. Rows of `qkv` are ordered (head, 3, d), so that a part of them is a part of the heads:
     under tensor parallelism this module has fewer heads, and `out` as many columns less."""
 
-    def __init__(self, s, rotary: nn.Module | None):
+    def __init__(self, s, rotary: nn.Module | None, causal: bool = True):
         super().__init__()
+        self.causal = causal
         self.head_width, self.dropout, self.implementation = s.width // s.heads, s.dropout, s.attention
         self.rotary = rotary
         self.qkv = nn.Linear(s.width, 3 * s.width, bias=s.bias)
         self.out = nn.Linear(s.width, s.width, bias=s.bias)
 
-    def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:  # (B, T, C) → (B, T, C)
+    def forward(
+        self, x: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:  # (B, T, C) → (B, T, C)
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, 3, self.head_width)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, H, T, d)
@@ -124,5 +167,14 @@ class MultiHead(nn.Module):
         if cache is not None:
             k, v = cache.extend(k=k, v=v)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, implementation=self.implementation, dropout=dropout, cached=cache is not None)
+        y = attend(
+            q,
+            k,
+            v,
+            implementation=self.implementation,
+            dropout=dropout,
+            cached=cache is not None,
+            causal=self.causal,
+            mask=mask,
+        )
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))

@@ -1,48 +1,21 @@
 """GPT: a decoder-only transformer. What it computes, not how it is spread over devices or memory.
 
-Pre-norm follows GPT-2 (Radford et al. 2019): x + f(LN(x)), with a last layer norm before the head. Post-norm
-follows Vaswani et al. 2017: LN(x + f(x)), without one. The parts are in attention.py, latent.py, mlp.py and
-positions.py.
+Pre-norm (GPT-2) has a last layer norm before the head, post-norm has none. The parts are in block.py, attention.py,
+latent.py, mlp.py and positions.py.
 """
 
-import hashlib
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from engine.models.attention import Cache, MultiHead
-from engine.models.latent import Latent
-from engine.models.mlp import MLP
+from engine.models.attention import Cache
+from engine.models.block import INIT_STD, Block, as_operand, draw_weights
 from engine.models.positions import Rotary, Sinusoids
 from engine.objectives import NextToken
 
-INIT_STD = (
-    0.02  # of all matrices and embeddings; projections into the residual stream are scaled down (GPT-2)
-)
-
-
-class Block(nn.Module):
-    """One transformer layer with its two residual branches. The stream keeps the dtype it comes in."""
-
-    def __init__(self, s, rotary: nn.Module | None):
-        super().__init__()
-        self.norm_placement = s.norm_placement
-        self.norm1 = nn.LayerNorm(s.width, bias=s.bias)
-        self.attention = (Latent if s.attention_form == "latent" else MultiHead)(s, rotary)
-        self.norm2 = nn.LayerNorm(s.width, bias=s.bias)
-        self.mlp = MLP(s.width, s.activation, bias=s.bias)
-        self.dropout = nn.Dropout(s.dropout)
-
-    def forward(self, x: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:  # (B, T, C)
-        if self.norm_placement == "pre":
-            x = x + self.dropout(self.attention(self.norm1(x), cache)).to(x.dtype)
-            return x + self.dropout(self.mlp(self.norm2(x))).to(x.dtype)
-        # Under autocast a norm gives fp32, which here would widen the stream.
-        x = self.norm1(x + self.dropout(self.attention(x, cache))).to(x.dtype)
-        return self.norm2(x + self.dropout(self.mlp(x))).to(x.dtype)
+TASK = "engine.tasks.next_token"
 
 
 class GPT(nn.Module):
@@ -78,25 +51,7 @@ class GPT(nn.Module):
         self.stream_dtype: torch.dtype | None = None  # of the stream, as last seen before the last norm
         self.loss = NextToken(vocabulary_size)
         self.gradient_sums = None  # the trainer installs the run's, if it has any
-        self._initialise(seed)
-
-    @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
-        """Draw every parameter from a generator of its own, made from `seed` and its name.
-
-        So a weight is the same in every model that has it, whatever else the models have: paired seeds start alike.
-        """
-        into_stream = INIT_STD / math.sqrt(2 * len(self.layers))
-        for name, p in self.named_parameters():
-            if p.dim() == 1:
-                (nn.init.zeros_ if name.endswith("bias") else nn.init.ones_)(p)
-                continue
-            std = into_stream if name.endswith(("attention.out.weight", "mlp.out.weight")) else INIT_STD
-            if p.dim() == 3:  # a map within each head: what it maps keeps its variance
-                std = p.size(1) ** -0.5
-            real = self.vocabulary_size if name in ("token_embedding.weight", "head.weight") else p.size(0)
-            nn.init.normal_(p[:real], std=std, generator=_generator(seed, name))
-            p[real:] = 0.0  # padding
+        draw_weights(self, seed, dict.fromkeys(("token_embedding.weight", "head.weight"), vocabulary_size))
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -121,7 +76,7 @@ class GPT(nn.Module):
             if i in self.norm_layers:
                 norms.append(x.detach().float().square().mean().sqrt())
         self.stream_dtype = x.dtype
-        return _as_operand(self.norm(x)), norms
+        return as_operand(self.norm(x)), norms
 
     def forward(
         self,
@@ -140,17 +95,6 @@ class GPT(nn.Module):
         return F.linear(hidden, self.head_weight)[..., : self.vocabulary_size]
 
 
-def _as_operand(x: torch.Tensor) -> torch.Tensor:
-    """What autocast makes of `x` when a matrix product reads it: a norm gives fp32, twice the memory."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-def build(settings, vocabulary_size: int, norm_layers: tuple[int, ...] = ()) -> GPT:
-    """A GPT with weights drawn from torch's global generator: seed it first."""
+def build(settings, vocabulary_size: int, norm_layers: tuple[int, ...] = (), classes: int = 0) -> GPT:
+    """A GPT with weights drawn from torch's global generator: seed it first. It has no classes."""
     return GPT(settings, vocabulary_size, norm_layers)

@@ -310,7 +310,7 @@ def test_meta_says_what_was_made(text_settings, tmp_path):
     validation = made["splits"]["validation"]
     assert (validation["tokens"], validation["bytes"], validation["unknown_tokens"]) == (5, 11, 1)
     tokens = prepare.open_tokens(tmp_path / "tokens", text_settings, verify=True)
-    assert tokens.bytes_per_token("validation") == pytest.approx(2.2)
+    assert tokens.meta["splits"]["validation"]["bytes_per_token"] == pytest.approx(2.2)
     assert prepare.load_tokenizer(tmp_path / "tokens").decode(tokens.validation) == "a <unk> sat\n\n"
     assert not tokens.train.flags.writeable and tokens.train.dtype == np.uint16
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "tokens"]

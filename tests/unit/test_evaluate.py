@@ -14,8 +14,9 @@ from engine.build import build_model
 from engine.config import resolve
 from engine.data.prepare import open_tokens
 from engine.errors import ConfigError
-from engine.evaluate import figures, final_model, mean_loss
+from engine.evaluate import final_model
 from engine.parallel import Ranks
+from engine.tasks import next_token
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 TOKENS = np.random.Philox(key=5).random_raw(75) % 61  # four windows of 16 targets, and ten more
@@ -23,7 +24,8 @@ TOKENS = np.random.Philox(key=5).random_raw(75) % 61  # four windows of 16 targe
 
 def scored(lab, limit: int = 0, **changes) -> tuple[float, int]:
     config = lab.config(**changes)
-    return mean_loss(build_model(config, 61, ONE), TOKENS, config, ONE, limit=limit)
+    scores = next_token.evaluate(build_model(config, 61, ONE), TOKENS, config, ONE, limit)
+    return scores["loss"], scores["count"]
 
 
 def by_hand(lab, windows: list[tuple[int, int, int]]) -> float:
@@ -65,19 +67,21 @@ def test_evaluating_leaves_training_as_it_was(lab):
     config = lab.config(dropout=0.4)
     model = build_model(config, 61, ONE)
     before = torch.get_rng_state()
-    first, second = (mean_loss(model, TOKENS, config, ONE) for _ in range(2))
+    first, second = (next_token.evaluate(model, TOKENS, config, ONE) for _ in range(2))
     assert first == second and model.training and torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_figures_by_hand():
-    found = figures(math.log(8), 1.5, "val")
+    found = next_token.figures({"loss": math.log(8)}, {"bytes_per_token": 1.5}, "val")
     assert found == {
         "val_loss": math.log(8),
         "val_perplexity": pytest.approx(8.0),
         "val_bits_per_byte": pytest.approx(2.0),
     }
-    assert figures(1000.0, 1.0, "test")["test_perplexity"] == math.inf  # not capped
+    assert (
+        next_token.figures({"loss": 1000.0}, {"bytes_per_token": 1.0}, "test")["test_perplexity"] == math.inf
+    )  # not capped
 
 
 # --- the command

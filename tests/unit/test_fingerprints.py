@@ -11,8 +11,8 @@ from engine import evaluate, trainer
 from engine.config import resolve
 from engine.data.batches import Drawn, TrainOrder
 from engine.errors import ConfigError
-from engine.evaluate import evaluation_sha256
 from engine.probes import training_flops
+from engine.tasks import next_token
 
 TOKENS = np.arange(401) % 61
 KEYS = ("data_order_sha256", "evaluation_sha256", "evaluation_precision")
@@ -95,11 +95,11 @@ def test_a_step_that_reads_something_else_is_told(lab, monkeypatch):
     "changes", [{"eval_stride": 4}, {"context": 8}, {"eval_stride": 4, "context": 8}], ids="-".join
 )
 def test_other_windows_are_another_evaluation(lab, changes):
-    plain = evaluation_sha256(TOKENS, lab.config())
-    assert evaluation_sha256(TOKENS, lab.config(**changes)) != plain
-    assert evaluation_sha256(TOKENS[:-1], lab.config()) != plain
-    assert evaluation_sha256(TOKENS, lab.config(), limit=400) == plain
-    assert evaluation_sha256(TOKENS.astype(np.uint16), lab.config(eval_batch_size=1, eval_stride=16)) == plain
+    plain = next_token.sha256(TOKENS, lab.config())
+    assert next_token.sha256(TOKENS, lab.config(**changes)) != plain
+    assert next_token.sha256(TOKENS[:-1], lab.config()) != plain
+    assert next_token.sha256(TOKENS, lab.config(), limit=400) == plain
+    assert next_token.sha256(TOKENS.astype(np.uint16), lab.config(eval_batch_size=1, eval_stride=16)) == plain
 
 
 def test_an_evaluation_in_another_precision_is_told(lab, monkeypatch):

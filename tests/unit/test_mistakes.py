@@ -13,14 +13,14 @@ from fake_results import RUNS, write_study
 from test_model import gpt, tokens
 from test_model_parts import latent, normal, slow_latent
 
-from engine import plan, probes, trainer
+from engine import plan, probes
 from engine.checkpoint import Checkpoints
 from engine.config import SETTINGS, load, resolve
 from engine.data.batches import Prefetcher
 from engine.errors import ConfigError
-from engine.evaluate import figures
 from engine.models.latent import Latent
 from engine.step import Step
+from engine.tasks import next_token
 from stages import summarize
 
 PAGE = REPOSITORY / "docs" / "mistakes.md"
@@ -148,7 +148,7 @@ def test_a_steps_time_holds_all_its_micro_batches_and_no_evaluation_or_checkpoin
 
     monkeypatch.setattr(probes.StepClock, "now", lambda _: clock[0])
     monkeypatch.setattr(Step, "_forward_backward", taking(1, Step._forward_backward))
-    monkeypatch.setattr(trainer, "mean_loss", taking(100, trainer.mean_loss))
+    monkeypatch.setattr(next_token, "evaluate", taking(100, next_token.evaluate))
     monkeypatch.setattr(Checkpoints, "save", taking(100, Checkpoints.save))
     run = lab.train(batch_size=6, micro_batch_size=2, steps=8, eval_interval=3, checkpoint_interval=4)
     assert column(run, "step_seconds") == [3.0] * 8
@@ -203,7 +203,10 @@ def test_a_model_without_a_causal_mask_is_caught(monkeypatch):
 def test_bits_per_byte_do_not_depend_on_what_a_token_is():
     """The same text and the same nats in all: 1,000 words, or those and as many spaces as tokens of their own."""
     text_bytes, nats = 6000, 5000.0
-    words, with_spaces = (figures(nats / n, text_bytes / n, "test") for n in (1000, 2000))
+    words, with_spaces = (
+        next_token.figures({"loss": nats / n}, {"bytes_per_token": text_bytes / n}, "test")
+        for n in (1000, 2000)
+    )
     assert words["test_perplexity"] == pytest.approx(math.exp(5.0))
     assert with_spaces["test_perplexity"] == pytest.approx(math.exp(2.5))
     assert words["test_bits_per_byte"] == pytest.approx(5000 / math.log(2) / 6000)

@@ -243,15 +243,15 @@ def test_the_micro_batch_that_would_fit_by_hand():
     ],
 )
 def test_the_vocabulary_without_the_data(lab, settings, size):
-    assert plan.vocabulary_size(config(study="none_yet", **settings)) == size
+    assert plan.sizes(config(study="none_yet", **settings)) == (size, 0)
 
 
 def test_a_vocabulary_that_only_the_data_knows(lab):
     asked = lab.config(tokenizer="chars")
     with pytest.raises(ConfigError, match=r"'chars': its vocabulary is that of the data; run python -m"):
-        plan.vocabulary_size(asked)
+        plan.sizes(asked)
     lab.train(tokenizer="chars", steps=1)
-    assert 30 < plan.vocabulary_size(asked) < 60
+    assert 30 < plan.sizes(asked)[0] < 60
 
 
 def test_the_command_fits_or_refuses(lab, capsys):

@@ -1,0 +1,104 @@
+"""Classification: one label a row; the loss is a sum over rows."""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+
+from engine import compiling, parallel
+from engine.config import Config
+from engine.data.batches import IGNORED
+from engine.data.examples import ExampleOrder, eval_batches
+from engine.ledger import Line
+from engine.objectives import ClassLabel
+from engine.step import autocast
+from engine.tasks import scoring
+
+EVAL_COLUMNS = ("val_loss", "val_accuracy")
+COUNTED = "examples"
+SAME_LOGITS = (
+    1e-3  # of the largest; rounding of products with other shapes stays below, padding that is seen does not
+)
+
+
+def train_order(tokens, config: Config) -> ExampleOrder:
+    """The rows of every step, in `tokens`, an engine.data.prepare.Tokens."""
+    return ExampleOrder(tokens.train, config.model.context, config.training.batch_size, config.run.seed)
+
+
+def targets_per_sample(config: Config) -> int:
+    return 1
+
+
+def loss(config: Config, vocabulary_size: int, group=None) -> ClassLabel:
+    return ClassLabel()
+
+
+def evaluate(model, rows, config: Config, ranks: parallel.Ranks, limit: int = 0) -> dict[str, float]:
+    """loss (nats per row), accuracy (share of rows) and count (rows scored) of `rows`, an Examples."""
+    assert not limit, "every row is scored"
+    batches = eval_batches(
+        rows,
+        config.model.context,
+        config.evaluation.eval_batch_size,
+        rank=ranks.data_rank,
+        world=ranks.data_size,
+    )
+
+    def score(inputs, targets):
+        logits, _ = model(inputs)
+        real = targets != IGNORED
+        nats = F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+        right = ((logits.argmax(-1) == targets) & real).sum()
+        return torch.stack([nats.double(), right.double(), real.sum().double()])
+
+    nats, right, count = scoring.sums(model, batches, score, config, ranks)
+    return {"loss": nats / count, "accuracy": right / count, "count": int(count)}
+
+
+def sha256(rows, config: Config, limit: int = 0) -> str:
+    """What `evaluate` scores, in hex: the rows, and where they are cut."""
+    return hashlib.sha256(f"{config.model.context} {rows.sha256()}".encode()).hexdigest()
+
+
+def figures(scores: dict[str, float], split: dict, prefix: str) -> dict[str, float]:
+    """Loss and accuracy under `prefix`."""
+    return {f"{prefix}_{name}": scores[name] for name in ("loss", "accuracy")}
+
+
+def empty_batch(config: Config, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (sequences, config.model.context)
+    return torch.empty(shape, dtype=torch.int64), torch.empty(sequences, dtype=torch.int64)
+
+
+def flop_parameters(model) -> int:
+    """All but the embedding, which is looked up."""
+    return sum(p.numel() for p in model.parameters()) - model.token_embedding.weight.numel()
+
+
+def lines(run, inputs: torch.Tensor) -> list[Line]:
+    """Whether padding changes what the model says; `inputs` (b, T) of one micro-batch. Every rank must call this.
+
+    The row with most padding is scored as it is and without its padding, uncompiled and in eval mode.
+    """
+    wanted, model = run.config.model.padding_mask, run.model
+    lengths = (inputs != 0).sum(1)
+    row = inputs[lengths.argmin()][None]
+    left_out = 1 - lengths.float().mean().item() / inputs.size(1)
+    was_training = model.training
+    model.eval()
+    eager, precision = compiling.eager(run.config.compile.compile), run.config.eval_precision
+    with torch.no_grad(), eager, autocast(precision, inputs.device):
+        padded, cut = (model(x)[0].float() for x in (row, row[:, : int(lengths.min())]))
+    model.train(was_training)
+    moved = ((padded - cut).abs().max() / padded.abs().max()).item()
+    seen = moved > _tolerance(precision)
+    how = f"logits of one row with and without its padding are {moved:.1e} apart; padding is {left_out:.0%} of a step"
+    agrees = wanted != seen or int(lengths.min()) == inputs.size(1)
+    return [
+        Line("padding_mask", str(wanted).lower(), "padding seen" if seen else "padding left out", how, agrees)
+    ]
+
+
+def _tolerance(precision: str) -> float:
+    return SAME_LOGITS if precision == "fp32" else 50 * SAME_LOGITS
