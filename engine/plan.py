@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-from engine.config import Config, load
+from engine.config import Config, is_effective, load
 from engine.errors import ConfigError, command
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "logits", "temporary", "libraries")
@@ -141,7 +141,7 @@ def vocabulary_size(config: Config) -> int:
 
     if config.tokens_directory.exists():
         return open_tokens(config.tokens_directory, config.data).meta["vocabulary_size"]
-    if config.data.tokenizer == "bpe":
+    if is_effective("vocab_size", config.flat):
         return config.data.vocab_size
     if config.data.tokenizer in KNOWN_VOCABULARIES:
         return KNOWN_VOCABULARIES[config.data.tokenizer]
