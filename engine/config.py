@@ -69,14 +69,16 @@ class Data:
     label_column: str = setting("label", "column with the label", only_if={"dataset": ("table",)})
     validation_rows: int = setting(
         2000,
-        "rows held out of the training rows for validation, chosen by a hash of their text",
+        "rows held out of the training rows for validation, chosen by a hash of their text, where there is no file "
+        "of them",
         unit="rows",
         at_least=1,
         only_if={"dataset": tuple(LABELLED)},
     )
     test_rows: int = setting(
         2000,
-        "rows held out of the training rows for the test, where there is no file of them",
+        "rows held out of the training rows for the test, where there is no file of them; the same for any "
+        "validation_rows",
         unit="rows",
         at_least=1,
         only_if={"dataset": ("table", "synthetic")},
@@ -587,14 +589,19 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str,
     return problems
 
 
-def resolve(values: Mapping, where: str, problems: Sequence[str] = ()) -> Config:
+def resolve(
+    values: Mapping, where: str, problems: Sequence[str] = (), *, only: Collection[str] = ()
+) -> Config:
     """Make the complete configuration from flat `values`; what is absent takes its default.
 
+    only: the sections that `values` speak of, if not of all; then no rule counts that others have a part in.
     Raises ConfigError with every problem found, after the `problems` that the caller found already; `where`
     names the file in its message.
     """
     known = {k: v for k, v in values.items() if k in SETTINGS and SETTINGS[k].accepts(v)}
     unknown = values.keys() - known.keys()
+    if only:
+        unknown |= {s.name for s in SETTINGS.values() if s.section not in only}
     sections = {
         section: cls(**{k: SETTINGS[k].typed(v) for k, v in known.items() if SETTINGS[k].section == section})
         for section, cls in SECTIONS.items()
@@ -624,8 +631,11 @@ def tables(config: Config) -> dict[str, dict]:
     }
 
 
-def load(path: str | Path) -> Config:
-    """Read one run's TOML file. Raises ConfigError for anything that is not exactly right."""
+def load(path: str | Path, *, only: Collection[str] = ()) -> Config:
+    """Read one run's TOML file, or one of some sections `only`.
+
+    Raises ConfigError for anything that is not exactly right.
+    """
     path = Path(path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -649,7 +659,7 @@ def load(path: str | Path) -> Config:
                 if name in SETTINGS and SETTINGS[name].section != section:
                     problems.append(f"{name}: belongs under [{SETTINGS[name].section}], not [{section}]")
                 flat[name] = value
-    return resolve(flat, str(path), problems)
+    return resolve(flat, str(path), problems, only=only)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ Like engine/config.py it imports no torch, reads neither environment nor hardwar
 
 from collections.abc import Collection
 
+from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
+
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
 
@@ -12,6 +14,7 @@ Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken
 def problems(config, unknown: Collection[str]) -> list[str]:
     """The rules that `config`, an engine.config.Config, breaks; none that hangs on an `unknown` value."""
     checks = [
+        *_data(config),
         *_model(config.model),
         *_batch(config),
         *_steps(config),
@@ -23,6 +26,28 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_names(config.run),
     ]
     return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
+
+
+def _data(c) -> list[Check]:
+    """Which data sets a model is for, and which tokenizers a data set is for."""
+    d, labelled = c.data, c.data.dataset in LABELLED
+    wanted = LABELLED if c.model.model == "classifier" else DATASETS
+    words = PADDED if labelled else [name for name in TOKENIZERS if name not in PADDED]
+    kind = "rows are padded with id 0" if labelled else "text is not padded"
+    return [
+        (
+            ("model", "dataset"),
+            d.dataset not in wanted,
+            f"model = {c.model.model!r}: cannot learn from dataset = {d.dataset!r}; it needs one of "
+            f"{', '.join(wanted)}",
+        ),
+        (
+            ("dataset", "tokenizer"),
+            d.tokenizer not in words,
+            f"tokenizer = {d.tokenizer!r}: not for dataset = {d.dataset!r}, because its {kind}; set it to one of "
+            f"{', '.join(words)}",
+        ),
+    ]
 
 
 def _model(m) -> list[Check]:

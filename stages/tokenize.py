@@ -15,14 +15,18 @@ from engine.errors import ConfigError, command
 def main() -> None:
     if len(sys.argv) != 3:
         raise ConfigError("usage: python -m stages.tokenize DATA.toml DIRECTORY")
-    settings = load(sys.argv[1]).data
+    settings = load(sys.argv[1], only=("data",)).data
     meta = prepare(settings, Path(sys.argv[2]))
     for split, facts in meta["splits"].items():
+        rows = f"{facts['rows']:,} rows, " if "rows" in facts else ""
         print(
-            f"tokenize: {settings.dataset} {split}: {facts['tokens']:,} tokens, {facts['bytes']:,} bytes, "
+            f"tokenize: {settings.dataset} {split}: {rows}{facts['tokens']:,} tokens, {facts['bytes']:,} bytes, "
             f"sha256 {facts['sha256_text'][:12]}",
             file=sys.stderr,
         )
+    for reason, rows in meta.get("dropped", {}).items():
+        if rows:
+            print(f"tokenize: {settings.dataset}: {rows:,} rows dropped: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Data sets and tokenizers by name. A line here names a module; nothing is imported until it is chosen.
 
-A data set is a module with `load(settings) -> {"train": str, "validation": str, "test": str}`.
+A data set is a module with `load(settings) -> {"train": str, "validation": str, "test": str}`, or one of labelled
+rows with `load(settings) -> engine.data.labelled.Source` and the VERSION of its clean-up.
 A tokenizer is a class with the methods of `engine.data.tokenizers.Tokenizer`.
 This file must import nothing: `engine.config` reads these names before anything else is loaded.
 """
@@ -28,3 +29,8 @@ TOKENIZERS = {
     "hashed_words": "engine.data.words:HashedWords",
     "frequent_words": "engine.data.words:FrequentWords",
 }
+
+PADDED = (
+    "hashed_words",
+    "frequent_words",
+)  # tokenizers whose id 0 is padding: those of labelled rows, and only theirs

@@ -1,8 +1,7 @@
-"""The data order: which windows of the token array a step trains on, and which an evaluation scores.
+"""Batches: which windows of the token array a step trains on and an evaluation scores, and batches made ahead.
 
-The samples of a training step are a pure function of (seed, step); ranks take disjoint slices of them. So
-workers, restarts and the number of processes change nothing. Nothing here may keep a position, or draw from a
-random state that outlives a call.
+The samples of a training step follow from (seed, step) alone (engine/data/order.py). Nothing here may keep a
+position, or draw from a random state that outlives a call.
 """
 
 import hashlib
@@ -15,19 +14,18 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
+from engine.data.examples import IGNORED
+from engine.data.order import Order
 from engine.errors import ConfigError
 from engine.ledger import Line
 from engine.profiling import part
 
-IGNORED = -100  # target that no loss counts; torch's cross_entropy skips it by default
 
-
-class TrainOrder:
-    """Training windows of `context` + 1 tokens, drawn without replacement within an epoch.
+class TrainOrder(Order):
+    """Training windows of `context` + 1 tokens.
 
     An epoch starts at a random offset, cuts the tokens into windows that share one token (the last target of
-    one is the first input of the next) and goes through them in a random order. Every epoch has the same
-    number of windows, so the epoch of a sample follows from its number alone; a step may span two epochs.
+    one is the first input of the next) and goes through them in a random order.
     """
 
     def __init__(self, tokens: np.ndarray, context: int, batch_size: int, seed: int):
@@ -40,47 +38,19 @@ class TrainOrder:
                 f"the training split has {len(tokens)} tokens; context = {context} needs "
                 f"at least {context + 1}"
             )
-        self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         # As many windows as fit behind the largest offset, and at least one.
-        self.windows_per_epoch = max(1, (len(tokens) - context) // context)
-        self._offsets = min(context, len(tokens) - self.windows_per_epoch * context)
-        self._drawn: dict[int, tuple[int, np.ndarray]] = {}
+        super().__init__(max(1, (len(tokens) - context) // context), context, batch_size, seed)
+        self.tokens = tokens
+        self._offsets = min(context, len(tokens) - self.samples_per_epoch * context)
 
     def epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-        """The offset, in tokens, and the order of the windows, a permutation of shape (windows_per_epoch,).
-
-        Only the counter-based generator's raw words are used: NumPy promises them to be the same in every
-        version, which it does not for `Generator.permutation`.
-        """
-        drawn = self._drawn.get(epoch)
-        if drawn is None:
-            words = np.random.Philox(key=[self.seed, epoch]).random_raw(1 + self.windows_per_epoch)
-            drawn = int(words[0] % self._offsets), np.argsort(words[1:], kind="stable")
-            # Consecutive steps need two epochs at most. A new dictionary, because a prefetching thread
-            # reads too.
-            self._drawn = {k: v for k, v in self._drawn.items() if k == epoch - 1} | {epoch: drawn}
-        return drawn
-
-    def sample_ids(self, step: int) -> np.ndarray:
-        """The ids of the samples of `step`, shape (batch_size,): epoch * windows_per_epoch + window."""
-        numbers = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
-        ids = np.empty_like(numbers)
-        epochs = numbers // self.windows_per_epoch
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            first = epoch * self.windows_per_epoch
-            ids[chosen] = first + self.epoch(epoch)[1][numbers[chosen] - first]
-        return ids
-
-    def rank_slice(self, step: int, rank: int, world: int) -> np.ndarray:
-        """The part of `sample_ids(step)` that `rank` of `world` trains on, shape (batch_size / world,)."""
-        assert self.batch_size % world == 0, (self.batch_size, world)
-        size = self.batch_size // world
-        return self.sample_ids(step)[rank * size : (rank + 1) * size]
+        """The offset, in tokens, and the order of the windows, a permutation of shape (samples_per_epoch,)."""
+        word, windows = self.draw(epoch)
+        return word % self._offsets, windows
 
     def starts(self, sample_ids: np.ndarray) -> np.ndarray:
         """The position in the token array where each sample begins, same shape as `sample_ids`."""
-        epochs, windows = np.divmod(sample_ids, self.windows_per_epoch)
+        epochs, windows = np.divmod(sample_ids, self.samples_per_epoch)
         distinct, inverse = np.unique(epochs, return_inverse=True)
         offsets = np.array([self.epoch(e)[0] for e in distinct.tolist()], dtype=np.int64)
         return offsets[inverse] + windows * self.context
@@ -90,6 +60,10 @@ class TrainOrder:
         windows = self.tokens[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)  # (B, T + 1)
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
+    def batch(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, int64 of shape (B, context) each, of the windows `sample_ids` of shape (B,)."""
+        return self.gather(self.starts(sample_ids))
+
 
 class Drawn:
     """A fingerprint of the samples that were really trained on, step by step, the same for any number of ranks.
@@ -98,7 +72,7 @@ class Drawn:
     int64 words: the ranks' parts are added, wrapping around, before `digest`.
     """
 
-    def __init__(self, order: TrainOrder):
+    def __init__(self, order: Order):
         self.order, self.sums = order, np.zeros(2, dtype=np.int64)
 
     def resumed(self, steps: int, rank: int, world: int) -> None:
@@ -130,7 +104,7 @@ def _mixed(words: np.ndarray) -> np.ndarray:
 class Batch(NamedTuple):
     """One rank's part of one step.
 
-    `inputs` and `targets` are int64 tensors of shape (B, T) in host memory.
+    int64 tensors in host memory: `inputs` of shape (B, T), `targets` of shape (B, T), or (B,) of labelled rows.
     """
 
     step: int
@@ -150,7 +124,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        order: TrainOrder,
+        order: Order,
         *,
         first_step: int,
         last_step: int,
@@ -218,7 +192,7 @@ class Prefetcher:
 
     def _make(self, step: int) -> Batch:
         ids = self._order.rank_slice(step, self._rank, self._world)
-        inputs, targets = (torch.from_numpy(a) for a in self._order.gather(self._order.starts(ids)))
+        inputs, targets = (torch.from_numpy(a) for a in self._order.batch(ids))
         if self._cuda is not None:
             inputs, targets = inputs.pin_memory(), targets.pin_memory()
         return Batch(step, ids, inputs, targets)

@@ -3,8 +3,10 @@
     python -m engine.data.prepare FILE.toml
 
 A token directory holds train.bin, validation.bin and test.bin (flat arrays of uint16 or uint32),
-tokenizer.json and meta.json. It appears whole or not at all. This module must not change the text: it may
-only cut training text at max_train_bytes, and it refuses splits that overlap. It imports no torch.
+tokenizer.json and meta.json; of labelled rows also where each row ends and its label: <split>.ends.bin (int64) and
+<split>.labels.bin (int32). It appears whole or not at all. This module must not change the text: it may only cut
+training text at max_train_bytes, and it refuses splits that overlap; rows are split in engine/data/labelled.py. It
+imports no torch.
 """
 
 import hashlib
@@ -13,28 +15,38 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from engine.config import Data
 from engine.config import load as load_config
-from engine.data import DATASETS, TOKENIZERS
+from engine.data import DATASETS, LABELLED, TOKENIZERS, labelled
+from engine.data.examples import Examples
 from engine.errors import ConfigError, command
 
-SPLITS = ("train", "validation", "test")
-SETTINGS = ("dataset", "data_dir", "tokenizer", "vocab_size", "tokenizer_dir", "max_train_bytes")
+SPLITS = labelled.SPLITS
+SETTINGS = tuple(f.name for f in fields(Data))
 META = "meta.json"
+FILES = {  # kind: {suffix of a split's file: (its type, None for meta's dtype; how many; its digest)}
+    "text": {"": (None, "tokens", "sha256_tokens")},
+    "labelled": {
+        "": (None, "tokens", "sha256_tokens"),
+        ".ends": ("int64", "rows", "sha256_ends"),
+        ".labels": ("int32", "rows", "sha256_labels"),
+    },
+}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """An opened token directory. The arrays are read-only memory maps of shape (tokens,)."""
+    """An opened token directory, read-only memory maps: arrays of shape (tokens,), or Examples of labelled rows."""
 
     meta: dict
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: np.ndarray | Examples
+    validation: np.ndarray | Examples
+    test: np.ndarray | Examples
 
     def sha256(self, split: str) -> str:
         """Of all that the split holds."""
@@ -55,13 +67,18 @@ def prepare(settings, directory: str | Path) -> dict:
         and (not directory.is_dir() or any(directory.iterdir()))
     ):
         raise ConfigError(f"{directory} exists and is not a token directory; it was left as it is")
-    texts = source_texts(settings)
-    tokenizer = _tokenizer_class(settings.tokenizer).build(texts["train"], settings)
+    if settings.dataset in LABELLED:
+        content = labelled.load(settings)
+        train_text = content.training_text()
+    else:
+        content = source_texts(settings)
+        train_text = content["train"]
+    tokenizer = _tokenizer_class(settings.tokenizer).build(train_text, settings)
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # a killed process with the same id may have left one
     partial.mkdir(parents=True)
     try:
-        meta = _write(settings, texts, tokenizer, partial)
+        meta = _write(settings, content, tokenizer, partial)
         _replace(directory, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -125,18 +142,47 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
             for name in SETTINGS
             if meta["settings"].get(name) != getattr(settings, name)
         ]
-    itemsize = np.dtype(meta["dtype"]).itemsize
-    for split in SPLITS:
-        path, expected = directory / f"{split}.bin", meta["splits"][split]
-        size = path.stat().st_size if path.is_file() else 0
-        if size != expected["tokens"] * itemsize:
-            problems.append(f"{path.name}: expected {expected['tokens'] * itemsize} bytes, found {size}")
-        elif verify and (found := _sha256(path.read_bytes())) != expected["sha256_tokens"]:
-            problems.append(f"{path.name}: wrong sha256: expected {expected['sha256_tokens']}, found {found}")
+        if (
+            not problems
+            and _kind(meta) == "labelled"
+            and meta["version"] != labelled.version(settings.dataset)
+        ):
+            problems.append(
+                f"{settings.dataset}: the tokens were made with version {meta['version']} of its clean-up, this is "
+                f"version {labelled.version(settings.dataset)}; run the tokenize stage again"
+            )
+    problems += _damage(directory, meta, verify)
     if problems:
         raise ConfigError(problems, where=str(directory))
-    arrays = {s: np.memmap(directory / f"{s}.bin", dtype=meta["dtype"], mode="r") for s in SPLITS}
-    return Tokens(meta=meta, **arrays)
+    return Tokens(meta=meta, **{split: _opened(directory, meta, split) for split in SPLITS})
+
+
+def _files(directory: Path, meta: dict, split: str):
+    """(path, type, what meta says how many there are, what digest they have) of a split's files."""
+    facts = meta["splits"][split]
+    for suffix, (kind, count, digest) in FILES[_kind(meta)].items():
+        yield directory / f"{split}{suffix}.bin", np.dtype(kind or meta["dtype"]), facts[count], facts[digest]
+
+
+def _kind(meta: dict) -> str:
+    return meta.get("kind", "text")  # tokens made before there were labelled rows
+
+
+def _damage(directory: Path, meta: dict, verify: bool) -> list[str]:
+    problems = []
+    for split in SPLITS:
+        for path, dtype, count, digest in _files(directory, meta, split):
+            size, expected = path.stat().st_size if path.is_file() else 0, count * dtype.itemsize
+            if size != expected:
+                problems.append(f"{path.name}: expected {expected} bytes, found {size}")
+            elif verify and (found := _sha256(path.read_bytes())) != digest:
+                problems.append(f"{path.name}: wrong sha256: expected {digest}, found {found}")
+    return problems
+
+
+def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | Examples:
+    maps = [np.memmap(path, dtype=dtype, mode="r") for path, dtype, *_ in _files(directory, meta, split)]
+    return Examples(*maps) if _kind(meta) == "labelled" else maps[0]
 
 
 def load_tokenizer(directory: str | Path):
@@ -144,23 +190,13 @@ def load_tokenizer(directory: str | Path):
     return _tokenizer_class(open_tokens(directory).meta["tokenizer"]).load(directory)
 
 
-def _write(settings, texts: dict[str, str], tokenizer, directory: Path) -> dict:
+def _write(settings, content, tokenizer, directory: Path) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
-    splits = {}
-    for split in SPLITS:
-        content = texts[split].encode("utf-8")
-        ids, unknown = tokenizer.encode_counted(texts[split])
-        assert ids.size and int(ids.max()) < tokenizer.vocabulary_size, (split, ids.size)
-        ids = ids.astype(dtype)
-        ids.tofile(directory / f"{split}.bin")
-        splits[split] = {
-            "tokens": ids.size,
-            "bytes": len(content),
-            "bytes_per_token": len(content) / ids.size,
-            "unknown_tokens": unknown,
-            "sha256_text": _sha256(content),
-            "sha256_tokens": _sha256(ids.tobytes()),
-        }
+    if settings.dataset in LABELLED:
+        facts = labelled.write(content, settings, tokenizer, dtype, directory)
+    else:
+        splits = {s: _write_text(content[s], tokenizer, dtype, directory / f"{s}.bin") for s in SPLITS}
+        facts = {"kind": "text", "splits": splits}
     tokenizer.save(directory)
     meta = {
         "dataset": settings.dataset,
@@ -168,10 +204,26 @@ def _write(settings, texts: dict[str, str], tokenizer, directory: Path) -> dict:
         "settings": {name: getattr(settings, name) for name in SETTINGS},
         "dtype": dtype.name,
         "vocabulary_size": tokenizer.vocabulary_size,
-        "splits": splits,
+        **facts,
     }
     (directory / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return meta
+
+
+def _write_text(text: str, tokenizer, dtype: np.dtype, path: Path) -> dict:
+    content = text.encode("utf-8")
+    ids, unknown = tokenizer.encode_counted(text)
+    assert ids.size and int(ids.max()) < tokenizer.vocabulary_size, (path, ids.size)
+    ids = ids.astype(dtype)
+    ids.tofile(path)
+    return {
+        "tokens": ids.size,
+        "bytes": len(content),
+        "bytes_per_token": len(content) / ids.size,
+        "unknown_tokens": unknown,
+        "sha256_text": _sha256(content),
+        "sha256_tokens": _sha256(ids.tobytes()),
+    }
 
 
 def _replace(directory: Path, new: Path) -> None:

@@ -1,14 +1,12 @@
 """Classification: one label a row; the loss is a sum over rows."""
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
 
 from engine import compiling, parallel
 from engine.config import Config
 from engine.data.batches import IGNORED
-from engine.data.examples import ExampleOrder, eval_batches
+from engine.data.examples import ExampleOrder, eval_batches, rows_sha256
 from engine.ledger import Line
 from engine.objectives import ClassLabel
 from engine.step import autocast
@@ -52,13 +50,14 @@ def evaluate(model, rows, config: Config, ranks: parallel.Ranks, limit: int = 0)
         right = ((logits.argmax(-1) == targets) & real).sum()
         return torch.stack([nats.double(), right.double(), real.sum().double()])
 
+    batches = ((torch.from_numpy(inputs), torch.from_numpy(targets)) for inputs, targets in batches)
     nats, right, count = scoring.sums(model, batches, score, config, ranks)
     return {"loss": nats / count, "accuracy": right / count, "count": int(count)}
 
 
 def sha256(rows, config: Config, limit: int = 0) -> str:
     """What `evaluate` scores, in hex: the rows, and where they are cut."""
-    return hashlib.sha256(f"{config.model.context} {rows.sha256()}".encode()).hexdigest()
+    return rows_sha256(rows, config.model.context)
 
 
 def figures(scores: dict[str, float], split: dict, prefix: str) -> dict[str, float]:

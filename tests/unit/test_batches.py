@@ -29,7 +29,7 @@ def test_windows_share_one_token_and_targets_are_the_next_token():
 
 def test_an_epoch_takes_every_window_once_from_a_drawn_offset():
     o = order()
-    assert o.windows_per_epoch == 11  # (100 - 8) // 8: behind the largest offset, 7, are 92 targets
+    assert o.samples_per_epoch == 11  # (100 - 8) // 8: behind the largest offset, 7, are 92 targets
     ids = np.concatenate([o.sample_ids(step) for step in range(11)])  # 44 samples: four epochs
     for epoch in range(4):
         mine = ids[epoch * 11 : (epoch + 1) * 11]

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from engine.config import Data
-from engine.data import DATASETS, TOKENIZERS, prepare, stdlib, textdir, tinyshakespeare, tokenizers, wikitext2
+from engine.data import (
+    DATASETS,
+    LABELLED,
+    TOKENIZERS,
+    prepare,
+    stdlib,
+    textdir,
+    tinyshakespeare,
+    tokenizers,
+    wikitext2,
+)
 from engine.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,7 +57,7 @@ def text_settings(tmp_path):
 # --- registries and imports
 
 
-@pytest.mark.parametrize("entry", [*DATASETS.values(), *TOKENIZERS.values()])
+@pytest.mark.parametrize("entry", [*DATASETS.values(), *LABELLED.values(), *TOKENIZERS.values()])
 def test_every_registered_name_exists(entry):
     module, _, attribute = entry.partition(":")
     found = importlib.import_module(module)

@@ -42,6 +42,7 @@ FOREIGN = {  # library: the only places that may import it, by path from the rep
     "rich": ["stages/"],
     "ruamel": ["stages/"],
     "datasets": ["engine/data/", "benchmarks/peers/titan.py"],
+    "pyarrow": ["engine/data/parquet.py"],
     "tokenizers": ["engine/data/"],
     "safetensors": ["engine/"],
 }

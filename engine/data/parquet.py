@@ -1,0 +1,27 @@
+"""The one reader of parquet files. pyarrow is imported when one is read."""
+
+import hashlib
+from pathlib import Path
+
+from engine.errors import ConfigError
+
+
+def read_parquet(path: Path, sha256: str = "") -> tuple[list[str], dict]:
+    """The names of the columns, and the columns with a text, integer or other simple type as lists by name.
+
+    The file must have the `sha256` if given. Raises ConfigError for a missing, damaged or changed file.
+    """
+    try:
+        from pyarrow import ArrowException, parquet, types
+    except ImportError:
+        raise ConfigError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing")
+    if sha256 and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        raise ConfigError(f"{path}: wrong sha256: expected {sha256}, found {found}")
+    try:
+        table = parquet.ParquetFile(path).read()
+    except (ArrowException, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as parquet: {error}") from None
+    simple = [f.name for f in table.schema if not types.is_nested(f.type)]
+    return table.schema.names, {name: table[name].to_pylist() for name in simple}
