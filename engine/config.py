@@ -155,7 +155,9 @@ class Model:
         only_if={"model": ("gpt",)},
     )
     init_from: str = setting(
-        "", "directory of a finished run, or of a GPT-2 in Hugging Face format, to start from; empty: seeded"
+        "",
+        "directory of a finished run, or of a GPT-2 in Hugging Face format, to start from; empty: seeded",
+        only_if={"model": ("gpt",)},
     )
     tie_embeddings: bool = setting(
         True, "output head shares the token embedding's weight", only_if={"model": ("gpt",)}

@@ -65,7 +65,7 @@ def main() -> None:
     tokens = open_tokens(config.tokens_directory, config.data)
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
     model = final_model(
-        arguments.directory, config, tokens.meta["vocabulary_size"], tasks.classes(tokens.meta)
+        arguments.directory, config, tokens.meta["vocabulary_size"], tasks.class_count(tokens.meta)
     ).to(ranks.device)
     task, rows = tasks.of(config), getattr(tokens, arguments.split)
     scores = task.evaluate(model, rows, config, ranks)

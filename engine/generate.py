@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel
+from engine import parallel, tasks
 from engine.config import Config, Parallel
 from engine.data.prepare import load_tokenizer, open_tokens
 from engine.errors import ConfigError, command
@@ -22,6 +22,7 @@ from engine.evaluate import final_model
 from engine.models.attention import Cache
 from engine.pretrained import VOCABULARY_ROWS, finished, read_weights, true_rows
 from engine.step import autocast
+from engine.tasks import next_token
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def open_run(directory: Path) -> tuple[Config, object, torch.nn.Module]:
     the model disagree about the vocabulary.
     """
     config = finished(directory)
+    if tasks.of(config) is not next_token:
+        raise ConfigError(f"model = {config.model.model!r}: it writes no text; a 'gpt' does", str(directory))
     size = open_tokens(config.tokens_directory, config.data).meta["vocabulary_size"]
     tokenizer = load_tokenizer(config.tokens_directory)
     weights = read_weights(directory)

@@ -68,7 +68,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *memory.lines(config, seen, run.memory),
         ladder.limit_line(config.memory, seen.ranks.device, run.memory.peak_bytes),
         *compiling.lines(config.compile, seen.operations.graph_replays),
-        *data(config, run.tokens, run.order, model.drawn_with, run.steps_taken),
+        *data(config, run, model.drawn_with),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
         *run.batches.lines(config.runtime.prefetch),
@@ -182,19 +182,18 @@ def attention(config: Config, seen: Observed) -> list[Line]:
     return [Line("attention", wanted, used, how or "no SDPA kernel ran in one step", agrees)]
 
 
-def data(config: Config, tokens, order, weights_seed: int, steps_taken: int) -> list[Line]:
+def data(config: Config, run, weights_seed: int) -> list[Line]:
     """The data set and its tokens, the seeds of their order and of the weights, the steps and tokens consumed."""
-    meta = tokens.meta
-    train = meta["splits"]["train"]
-    consumed = steps_taken * config.training.batch_size * config.model.context
+    meta, order, steps_taken = run.tokens.meta, run.order, run.steps_taken
+    train, samples = meta["splits"]["train"], steps_taken * config.training.batch_size
     return [
         Line(
             "dataset",
             config.data.dataset,
             meta["dataset"],
-            f"sha256 of the training text {train['sha256_text'][:12]}, of its tokens {train['sha256_tokens'][:12]}; "
-            f"{train['tokens']} tokens, vocabulary {meta['vocabulary_size']}; {consumed} consumed = "
-            f"{consumed / train['tokens']:.2f} epochs",
+            f"sha256 of the training text {train['sha256_text'][:12]}, tokens {run.tokens.sha256('train')[:12]}; "
+            f"{run.task.amount(meta)}, vocabulary {meta['vocabulary_size']}; {samples * config.model.context} tokens "
+            f"consumed = {samples / order.samples_per_epoch:.2f} epochs",
             meta["dataset"] == config.data.dataset,
         ),
         Line(

@@ -69,7 +69,7 @@ class Trainer:
         self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
-            config, tokens.meta["vocabulary_size"], ranks, classes=tasks.classes(tokens.meta)
+            config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
         )
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
         self.flop_parameters = self.task.flop_parameters(parallel.unwrapped(self.model))

@@ -107,7 +107,7 @@ def attend(
     is_causal = causal and (not cached or q.size(-2) == k.size(-2))
     assert (
         is_causal or not causal or q.size(-2) == 1
-    )  # SDPA's causal mask is for n = t; a last token sees everything
+    )  # SDPA's causal mask is for n = t; a last token sees all
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=dropout)
 
 

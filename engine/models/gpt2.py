@@ -29,6 +29,7 @@ _MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # buffers that old files ho
 def problems(settings) -> list[str]:
     """What of a model (engine.config.Model) GPT-2 cannot express."""
     wanted = {
+        "model": ("gpt",),
         "norm_placement": ("pre",),
         "positions": ("learned",),
         "attention_form": ("multi_head",),

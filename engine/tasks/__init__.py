@@ -10,6 +10,7 @@ One module a task; a model's module names its own in TASK. A task's module has
     evaluate(model, rows, config, ranks, limit=0)    scores of a split: means over its targets, and their "count"
     sha256(rows, config, limit=0)                what `evaluate` scores, in hex
     figures(scores, split, prefix)               the scores as metrics.json names them; split: of meta.json
+    amount(meta)                                 the training data in words
     empty_batch(config, sequences)               inputs and targets of that many samples, for planning memory
     flop_parameters(model)                       parameters that every token is multiplied by
     lines(run, inputs)                           the ledger's lines about what is the task's own
@@ -27,6 +28,6 @@ def of(config: Config) -> ModuleType:
     return importlib.import_module(importlib.import_module(MODELS[config.model.model]).TASK)
 
 
-def classes(meta: dict) -> int:
+def class_count(meta: dict) -> int:
     """How many classes labelled tokens with this meta.json have; 0 for text."""
     return len(meta.get("classes", ()))

@@ -65,6 +65,17 @@ def figures(scores: dict[str, float], split: dict, prefix: str) -> dict[str, flo
     return {f"{prefix}_{name}": scores[name] for name in ("loss", "accuracy")}
 
 
+def amount(meta: dict) -> str:
+    """Training rows, how many of the published ones those of the source were, and what was dropped of these."""
+    rows, held = meta["splits"]["train"]["rows"], meta["splits"]["validation"]["rows"]
+    source, published = meta["source_rows"]["train"], meta["of_rows"].get("train")
+    words = f"{rows:,} training and {held:,} validation rows, {len(meta['classes'])} classes"
+    if published and source < published:
+        words += f", from {source:,} of the {published:,} published training rows ({source / published:.0%})"
+    dropped = [f"{count:,} {why}" for why, count in meta["dropped"].items() if count]
+    return words + (f", dropped {', '.join(dropped)}" if dropped else "")
+
+
 def empty_batch(config: Config, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (sequences, config.model.context)
     return torch.empty(shape, dtype=torch.int64), torch.empty(sequences, dtype=torch.int64)

@@ -71,6 +71,10 @@ def figures(scores: dict[str, float], split: dict, prefix: str) -> dict[str, flo
     }
 
 
+def amount(meta: dict) -> str:
+    return f"{meta['splits']['train']['tokens']} tokens"
+
+
 def empty_batch(config: Config, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (sequences, config.model.context)
     return torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.int64)

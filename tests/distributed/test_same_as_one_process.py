@@ -63,6 +63,19 @@ OTHER_WAYS = {"other_tensor": (2, {**SPLIT, "micro_batch_size": 4})}
 # Gradients that do not go through autograd are exchanged by hand.
 FUSED = {"steps": 10, "precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"}
 SGD = {"steps": 10, "optimizer": "sgd", "lr": 0.1, "epsilon": 1e-8}  # momentum, and no Adam's epsilon
+# Rows with labels, scored in evaluation batches that do not come out even.
+CLASSIFIER = {
+    "study": "labelled",
+    "steps": 10,
+    "model": "classifier",
+    "dataset": "synthetic",
+    "data_dir": "",
+    "tokenizer": "frequent_words",
+    "vocab_size": 500,
+    "validation_rows": 45,
+    "norm_placement": "post",
+    "pad_vocabulary_to": 1,
+}
 # Interrupted before the last step, and resumed from the checkpoint before.
 RESUMED = {
     "resumed_fsdp": (2, SHARDED),
@@ -84,6 +97,8 @@ def plan(lab: Lab) -> list[dict]:
     runs += [run(name, n, {**OTHER, **settings}) for name, (n, settings) in OTHER_WAYS.items()]
     runs += [run("fused", 1, FUSED), run("ddp_fused", 2, FUSED)]
     runs += [run("sgd", 1, SGD), run("sgd_fsdp", 2, {**SGD, **SHARDED})]
+    runs += [run("classifier", 1, CLASSIFIER), run("classifier_ddp", 2, CLASSIFIER)]
+    runs += [run("classifier_fsdp", 2, {**CLASSIFIER, **SHARDED})]
     runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
     for name, (n, settings) in RESUMED.items():
         stopped = run(name, n, {**SHORT, **settings}, stop_at=3)
@@ -105,10 +120,10 @@ class Trained:
         assert self.done.returncode == 0, self.done.stderr
         self.exits = read_json(lab.directory / "exits.json")
 
-    def run(self, name: str) -> Path:
+    def run(self, name: str, study: str = "by_hand") -> Path:
         """The directory of a run that is complete."""
         assert set(self.exits[name]) == {0}, self.done.stderr
-        return self.lab.directory / f"results/by_hand/{name}-1"
+        return self.lab.directory / f"results/{study}/{name}-1"
 
     def writes(self, name: str, rank: int) -> list[str]:
         return read_json(self.lab.directory / f"writes-{name}-{rank}.json")
@@ -154,6 +169,19 @@ def test_gradients_summed_in_place_are_exchanged_too(trained):
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["sharding"]["in_effect"] == "ddp over 2 ranks"
     assert lines["gradient_sums"]["in_effect"] == "fused"
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_classifier_is_trained_and_scored_as_by_one_process(trained, way):
+    one, run = (trained.run(name, "labelled") for name in ("classifier", f"classifier_{way}"))
+    assert_same_numbers(one, run)
+    assert [what for what, line in ledger(run).items() if not line["agrees"]] == []
+    expected, found = ([list(map(float, row.values())) for row in rows(r / "evals.csv")] for r in (one, run))
+    assert found == [pytest.approx(row, rel=1e-5) for row in expected]
+    metrics = [read_json(r / "metrics.json") for r in (one, run)]
+    assert metrics[0]["data_order_sha256"] == metrics[1]["data_order_sha256"]
+    accuracy = metrics[0]["val_accuracy"]
+    assert accuracy == metrics[1]["val_accuracy"] and (45 * accuracy) % 1 == pytest.approx(0, abs=1e-9)
 
 
 def test_sgd_is_one_fused_kernel_over_shards_too(trained):

@@ -36,9 +36,16 @@ PRESETS = {
         "reciprocal_alpha": 0.5,
         "reciprocal_window": 8,
     },
+    "classifier": {
+        "dataset": "synthetic",
+        "tokenizer": "frequent_words",
+        "model": "classifier",
+        "positions": "sinusoidal",
+        "norm_placement": "post",
+    },
     "sgd": {"optimizer": "sgd", "lr": 0.1, "clip_norm": 0.0, "schedule": "linear"},
 }
-VOCABULARY, STEPS = 97, 5
+VOCABULARY, CLASSES, STEPS = 97, 4, 5
 
 
 def first_losses(preset: str) -> dict[str, list[float]]:
@@ -58,7 +65,7 @@ def first_losses(preset: str) -> dict[str, list[float]]:
     }
     config = resolve({**settings, **PRESETS[preset]}, preset)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    model = build_model(config, VOCABULARY, ranks)
+    model = build_model(config, VOCABULARY, ranks, CLASSES)
     step = Step(
         model,
         build_optimizer(model, config),
@@ -71,7 +78,9 @@ def first_losses(preset: str) -> dict[str, list[float]]:
     words = np.random.Philox(key=11).random_raw(STEPS * 4 * 25).reshape(STEPS, 4, 25) % VOCABULARY
     found = {"train_loss": [], "grad_norm": []}
     for number, tokens in enumerate(torch.from_numpy(words.astype(np.int64))):
-        micro_batches = list(zip(tokens[:, :-1].split(2), tokens[:, 1:].split(2), strict=True))
+        labelled = config.model.model == "classifier"
+        targets = tokens[:, -1] % CLASSES if labelled else tokens[:, 1:]
+        micro_batches = list(zip(tokens[:, :-1].split(2), targets.split(2), strict=True))
         measured = step(number, micro_batches)
         for name, values in found.items():
             values.append(measured[name].item())

@@ -14,6 +14,7 @@ from engine.data.batches import TrainOrder
 from engine.data.prepare import open_tokens
 from engine.models import attention
 from engine.optimizers import OPTIMIZERS
+from engine.tasks import next_token
 
 LINES = [
     "device",
@@ -70,8 +71,8 @@ def test_lines_say_how_it_was_established(lab):
     tokens = open_tokens("tokens/by_hand")
     train = tokens.meta["splits"]["train"]
     assert (
-        f"{train['sha256_text'][:12]}, of its tokens {train['sha256_tokens'][:12]}; {len(tokens.train)} tokens, "
-        "vocabulary 256; 384 consumed" in lines["dataset"]["how"]
+        f"{train['sha256_text'][:12]}, tokens {train['sha256_tokens'][:12]}; {len(tokens.train)} tokens, "
+        "vocabulary 256; 384 tokens consumed" in lines["dataset"]["how"]
     )
     # Tied: (256 + 16)·32 embeddings and two blocks of 12·32² decay; biases and norms do not.
     assert lines["weight_decay"]["how"] == (
@@ -120,7 +121,7 @@ def test_tokens_of_something_else(lab):
 
 def test_an_order_that_ignores_the_seed(lab, monkeypatch):
     monkeypatch.setattr(
-        trainer, "TrainOrder", lambda tokens, context, size, _: TrainOrder(tokens, context, size, 0)
+        next_token, "TrainOrder", lambda tokens, context, size, _: TrainOrder(tokens, context, size, 0)
     )
     assert disagreeing(lab.train(seed=4)) == ["seed"]
 
@@ -156,7 +157,7 @@ def test_attention_is_what_the_model_called(lab, monkeypatch):
     monkeypatch.setattr(
         attention.F,
         "scaled_dot_product_attention",
-        lambda q, k, v, is_causal, dropout_p: attention.manual_attention(q, k, v, dropout_p),
+        lambda q, k, v, attn_mask, is_causal, dropout_p: attention.manual_attention(q, k, v, dropout_p),
     )
     run = lab.train()
     assert disagreeing(run) == ["attention"] and ledger(run)["attention"]["in_effect"] == "manual"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from engine import tasks
 from engine.build import build_model, build_optimizer
 from engine.config import resolve
 from engine.models import MODELS
@@ -19,7 +20,8 @@ from engine.optimizers import OPTIMIZERS, missing_library
 from engine.optimizers.groups import decay_groups
 from engine.parallel import Ranks
 
-VOCABULARY = 61
+VOCABULARY, CLASSES = 61, 5
+OF_MODEL = {"gpt": {}, "classifier": {"dataset": "synthetic", "tokenizer": "frequent_words"}}
 ONE = Ranks(0, 1, torch.device("cpu"))
 LATENT = {"attention_form": "latent", "latent_width": 12}
 RECIPROCAL = {**LATENT, "attention": "manual", "reciprocal_alpha": 0.7, "reciprocal_window": 5}
@@ -309,12 +311,25 @@ def test_an_optimizer_is_given_its_own_settings():
 # --- the registries
 
 
+def outputs(name: str) -> int:
+    return CLASSES if name == "classifier" else VOCABULARY
+
+
+def batch_of(settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two samples of the model's task."""
+    inputs, targets = tasks.of(settings).empty_batch(settings, 2)
+    limit = outputs(settings.model.model)
+    return tokens(seed=0), torch.randint(limit, targets.shape, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_builds_and_has_finite_gradients(name):
-    model = build_model(config(model=name), VOCABULARY, ONE)
-    logits, norms = model(tokens())
-    assert logits.shape == (2, 16, VOCABULARY) and norms == []
-    next_token(logits, tokens(seed=1)).backward()
+    settings = config(model=name, **OF_MODEL[name])
+    model = build_model(settings, VOCABULARY, ONE, CLASSES)
+    inputs, targets = batch_of(settings)
+    logits, norms = model(inputs)
+    assert logits.shape == (*targets.shape, outputs(name)) and norms == []
+    model(inputs, targets)[0].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -322,20 +337,20 @@ def test_every_model_builds_and_has_finite_gradients(name):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_model_and_optimizer_overfits_one_batch(name, optimizer):
     lr = {"sgd": 0.3}.get(optimizer, 1e-2)
-    settings = config(model=name, optimizer=optimizer, lr=lr, weight_decay=0.0)
+    settings = config(model=name, **OF_MODEL[name], optimizer=optimizer, lr=lr, weight_decay=0.0)
     if problem := missing_library(settings.optimizer):
         pytest.skip(problem)
-    model = build_model(settings, VOCABULARY, ONE)
+    model = build_model(settings, VOCABULARY, ONE, CLASSES)
     steps = build_optimizer(model, settings)
-    inputs, targets = tokens(), tokens(seed=1)
+    inputs, targets = batch_of(settings)
     losses = []
     for _ in range(60):
-        loss = next_token(model(inputs)[0], targets) / targets.numel()
+        loss = model(inputs, targets)[0] / targets.numel()
         steps.zero_grad()
         loss.backward()
         steps.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=0.05)
+    assert losses[0] == pytest.approx(math.log(outputs(name)), rel=0.05)
     assert losses[-1] < 0.1 * losses[0]
 
 
