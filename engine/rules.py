@@ -47,6 +47,16 @@ def _data(c) -> list[Check]:
             f"tokenizer = {d.tokenizer!r}: not for dataset = {d.dataset!r}, because its {kind}; set it to one of "
             f"{', '.join(words)}",
         ),
+        (
+            ("text_column",),
+            not all(name.strip() for name in d.text_column.split(",")),
+            f"text_column = {d.text_column!r}: must be names of columns with commas between them",
+        ),
+        (
+            ("text_column", "label_column"),
+            d.label_column in [name.strip() for name in d.text_column.split(",")],
+            f"label_column = {d.label_column!r}: is a text_column too, so the model would read the answer",
+        ),
     ]
 
 

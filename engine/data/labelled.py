@@ -85,9 +85,10 @@ def split(source: Source, settings) -> Splits:
         else:
             groups[digest].append(row)
     kept = _once(groups, dropped)
-    for name in ("test", "validation"):  # the test first: more validation rows then leave it as it is
+    # The test first: another number of validation rows then leaves it as it is.
+    for name, count in (("test", settings.test_rows), ("validation", settings.validation_rows)):
         if rows[name] is None:
-            rows[name], kept = _hold_out(kept, name, getattr(settings, f"{name}_rows"))
+            rows[name], kept = _hold_out(kept, name, count)
         elif not rows[name]:
             raise ConfigError(f"the {name} set has no rows")
     if settings.max_train_rows > len(kept):

@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,9 @@ def load(settings) -> Source:
     classes = _sorted({label for _, _, label in places["train"]})
     if len(classes) < 2:
         raise ConfigError(f"{paths['train']}: every label is {classes[0]!r}; classes must be at least two")
-    rows = {split: _numbered(part, classes, settings.label_column) for split, part in places.items()}
+    rows = {
+        split: _numbered(paths[split], part, classes, settings.label_column) for split, part in places.items()
+    }
     return Source(classes, rows["train"], rows.get("validation"), rows.get("test"))
 
 
@@ -87,12 +90,17 @@ def _read(path: Path, settings) -> list[Place]:
             places.append((where, text, _label(row[settings.label_column], settings.label_column)))
         except ValueError as error:
             problems.append(f"{where}: {error}")
-    if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ConfigError(problems[:SHOWN] + more, where=str(path))
+    _refuse(problems, path)
     if not places:
         raise ConfigError(f"{path} has no rows")
     return places
+
+
+def _refuse(problems: list[str], path: Path) -> None:
+    """Raises ConfigError with the first of the problems with a file's rows, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ConfigError(problems[:SHOWN] + more, where=str(path))
 
 
 def _text(value, name: str) -> str:
@@ -164,25 +172,27 @@ def _content(path: Path) -> str:
 
 
 def _require_columns(path: Path, names: list[str], wanted: list[str], where: str = "") -> None:
-    problems = []
+    problems = [f"{where}column {column!r} is there twice" for column in wanted if names.count(column) > 1]
     for column in wanted:
         if column not in names:
             near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
             hint = f" (nearest: {near[0]})" if near else ""
             problems.append(f"{where}no column {column!r}{hint}; the columns are {', '.join(names)}")
     if problems:
-        advice = "set text_column and label_column to names of columns"
-        raise ConfigError([*problems, advice], where=str(path))
+        advice = "; set text_column and label_column to names of columns"
+        raise ConfigError([problem + advice for problem in problems], where=str(path))
 
 
 def _sorted(labels: set[str]) -> list[str]:
-    numbers = all(label.lstrip("+-").isdecimal() for label in labels)
+    numbers = all(re.fullmatch(r"[+-]?[0-9]+", label) for label in labels)
     return sorted(labels, key=lambda label: (int(label), label) if numbers else (0, label))
 
 
-def _numbered(places: list[Place], classes: list[str], column: str) -> list[Row]:
+def _numbered(path: Path, places: list[Place], classes: list[str], column: str) -> list[Row]:
     numbers = {label: i for i, label in enumerate(classes)}
-    unknown = [f"{where}: {column} = {label!r}" for where, _, label in places if label not in numbers]
-    if unknown:
-        raise ConfigError([*unknown[:SHOWN], f"in no training row; the classes are {', '.join(classes)}"])
+    known = f"no training row has it; the classes are {', '.join(classes)}"
+    _refuse(
+        [f"{where}: {column} = {label!r}: {known}" for where, _, label in places if label not in numbers],
+        path,
+    )
     return [(text, numbers[label]) for _, text, label in places]

@@ -162,12 +162,13 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
         ),
         (
             {"vocab_size": 512},
-            "vocab_size = 512: would do nothing with tokenizer = bytes; it needs tokenizer = bpe",
+            "vocab_size = 512: would do nothing with tokenizer = bytes; it needs tokenizer = bpe or "
+            "hashed_words or frequent_words",
         ),
         (
             {"data_dir": "x"},
             "data_dir = 'x': would do nothing with dataset = stdlib; it needs dataset = wikitext2 or "
-            "tinyshakespeare or text",
+            "tinyshakespeare or text or ag_news or imdb or table",
         ),
     ],
 )
