@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import polars as pl
 
+from metrics import statistics
 from metrics.measures import distinct_share
 from metrics.rows import Results, RunSeed
+from metrics.summary import Summary
+from metrics.words import short, with_interval
 
 COLUMNS = (
     "epoch",  # different samples seen / samples of an epoch; null where the run does not say
@@ -72,6 +75,22 @@ def epoch_seconds(results: Results) -> dict[str, dict[int, float]]:
     for row in last.filter(pl.col("epoch") > 0).to_dicts():
         found[row["run"]][row["seed"]] = row["seconds_total"] / row["epoch"]
     return found
+
+
+def epoch_bars(summary: Summary) -> pl.DataFrame:
+    """Columns run, label, value, low, high: seconds of training for one epoch, for runs whose costs compare."""
+    seconds = epoch_seconds(summary.results)
+    rows = []
+    for run in summary.comparable:
+        if seconds[run.run] and not run.costs_not_comparable:
+            one = statistics.mean_interval(list(seconds[run.run].values()))
+            half = one.half_width
+            ends = (None, None) if half is None else (one.mean - half, one.mean + half)
+            rows.append((run.run, f"{short(run.run)}: {with_interval(one)}", one.mean, *ends))
+    words = dict.fromkeys(("run", "label"), pl.String)
+    return pl.DataFrame(
+        rows, schema=words | dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"
+    )
 
 
 def _of_seed(results: Results, one: RunSeed) -> pl.DataFrame:

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
 from metrics import statistics
 from metrics.fairness import machine_differences
 from metrics.measures import METRICS
 from metrics.rows import RunSeed
 from metrics.statistics import Estimate, Ratio
 from metrics.summary import Summary
+from metrics.words import short
 
 # Where the time goes that is lost, in the order of the tables.
 SHARED, WAIT, COMMUNICATION, IMBALANCE, LITTLE_WORK = PARTS = (
@@ -26,6 +29,7 @@ SHARED, WAIT, COMMUNICATION, IMBALANCE, LITTLE_WORK = PARTS = (
     "too little work",
 )
 TOGETHER = "not told apart"  # the last three, where no step could be timed without exchange
+COUNTS = ("processes", "batch_size", "drawn", "distinct")
 AS_IN_TRAINING = 0.1  # the probe's speed may be so far, relatively, from the training's before it is said
 
 
@@ -97,6 +101,71 @@ def lost(own: dict[str, Any], reference: dict[str, Any]) -> Lost:
     else:
         parts[TOGETHER] = ready - computing + work - its_work
     return Lost(step, its_step * share, parts, work, its_work)
+
+
+def scaling_frame(summary: Summary) -> pl.DataFrame:
+    """One row a declared pair, unrounded: shares from 0 to 1 of a step, null where not measured."""
+    rows = []
+    for one in scalings(summary):
+        measured = not one.reason
+        row: dict[str, Any] = {"run": one.run, "reference": one.reference, "kind": one.kind}
+        row |= {name: getattr(one, name) if measured else None for name in COUNTS}
+        pace = one.samples_per_second
+        row |= {
+            "samples_per_second": pace and pace.mean,
+            "samples_per_second_half_width": pace and pace.half_width,
+        }
+        for name, ratio in (("speedup", one.speedup), ("efficiency", one.efficiency)):
+            row |= {
+                name: ratio and ratio.mean,
+                f"{name}_low": ratio and ratio.low,
+                f"{name}_high": ratio and ratio.high,
+            }
+        for name, part in (("lost", one.lost), *((name, one.parts.get(name)) for name in (*PARTS, TOGETHER))):
+            key = name.replace(" ", "_")
+            row |= {key: part and part.mean, f"{key}_half_width": part and part.half_width}
+        rows.append(row | {"not_measured": one.reason})
+    words = dict.fromkeys(("run", "reference", "kind", "not_measured"), pl.String)
+    types = {
+        name: words.get(name, pl.Int64 if name in COUNTS else pl.Float64) for row in rows[:1] for name in row
+    }
+    return pl.DataFrame(rows, schema=types)
+
+
+POINTS = {
+    **dict.fromkeys(("run", "series", "label"), pl.String),
+    "processes": pl.Int64,
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
+}
+
+
+def scaling_points(summary: Summary, efficiency: bool = False) -> pl.DataFrame:
+    """Columns run, series, label, processes, value, low, high: a row a measured pair, and one a reference.
+
+    value is the speedup, or the efficiency in percent, low and high its interval (null for one seed and for the
+    reference, which has 1 or 100 by definition). A series is what has one reference and one kind.
+    """
+    rows: dict[tuple[str, int], tuple[Any, ...]] = {}
+    for one in scalings(summary):
+        ratio = one.efficiency.times(100) if efficiency and one.efficiency else one.speedup
+        if ratio is None:
+            continue
+        series = f"{one.reference}, {one.kind}"
+        unit = "%" if efficiency else "×"
+        label = f"{short(one.run)}: {ratio.mean:.3g} {unit} ({one.kind})"
+        rows.setdefault((series, 1), (one.reference, series, "", 1, 100.0 if efficiency else 1.0, None, None))
+        rows[one.run, one.processes] = (
+            one.run,
+            series,
+            label,
+            one.processes,
+            ratio.mean,
+            ratio.low,
+            ratio.high,
+        )
+    return pl.DataFrame(list(rows.values()), schema=POINTS, orient="row").sort(
+        "series", "processes", maintain_order=True
+    )
 
 
 def _scaling(summary: Summary, run: str, reference: str, kind: str) -> Scaling:
