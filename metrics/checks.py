@@ -6,10 +6,13 @@ Used by `metrics.rows`, the only reader. Must not repair or leave out anything: 
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from metrics.measures import AXES
 
 
 class ResultsError(Exception):
@@ -53,3 +56,43 @@ def require_order(path: Path, steps: pl.Series, every_step: bool, expected: int 
         before = step
     if expected is not None and len(steps) != expected:
         raise ResultsError(f"{path} has {len(steps)} rows, and metrics.json says {expected} steps. {AGAIN}")
+
+
+def require_numbers(path: Path, values: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise ResultsError unless each of `keys` is there, and a number or null."""
+    for key in keys:
+        if key not in values:
+            raise ResultsError(f"{path} lacks {key}")
+        value = values[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ResultsError(f"{path}: {key} must be a number, got {value!r}")
+
+
+def require_budgets(path: Path, values: dict[str, Any]) -> None:
+    """What an axis compares, where it is there, must be finite: no comparison with NaN is ever false."""
+    present = tuple(axis.key for axis in AXES.values() if values.get(axis.key) is not None)
+    require_numbers(path, values, present)
+    for key in present:
+        if not math.isfinite(values[key]):
+            raise ResultsError(f"{path}: {key} must be finite, got {values[key]!r}")
+
+
+def require_scaling(path: Path, values: dict[str, Any]) -> None:
+    """Raise ResultsError unless `values` is what a probe of steps writes: counts, and seconds of each rank."""
+    for key in ("ranks", "batch_size", "samples_drawn", "samples_distinct", "steps", "turns"):
+        if type(values.get(key)) is not int or values[key] < 1:
+            raise ResultsError(f"{path}: {key} must be a whole number ≥ 1, got {values.get(key)!r}. {AGAIN}")
+    drawn, distinct = values["samples_drawn"], values["samples_distinct"]
+    if distinct > drawn:
+        raise ResultsError(f"{path}: {distinct} distinct samples of {drawn} drawn cannot be. {AGAIN}")
+    for key in ("loaded_seconds", "ready_seconds", "alone_seconds"):
+        seconds = values.get(key)
+        if key == "alone_seconds" and seconds is None and isinstance(values.get("exchange"), str):
+            continue
+        good = isinstance(seconds, list) and all(
+            type(s) in (int, float) and 0 < s < math.inf for s in seconds
+        )
+        if not good or len(seconds) != values["ranks"]:
+            raise ResultsError(
+                f"{path}: {key} must be the seconds of each of {values['ranks']} ranks, got {seconds!r}. {AGAIN}"
+            )

@@ -26,6 +26,10 @@ EVENTS = {  # events.jsonl: event, and how one and several are called
     "out_of_memory": ("out-of-memory rung", "out-of-memory rungs"),
     "damaged_checkpoint": ("damaged checkpoint", "damaged checkpoints"),
 }
+LAST_ROWS = {  # figures of metrics.json, and the column whose last row they are
+    "steps.csv": {"tokens": "tokens_seen"},
+    "evals.csv": {"val_loss": "val_loss", "val_accuracy": "val_accuracy"},
+}
 COUNTS = {  # counts in metrics.json
     "skipped_steps": ("skipped step", "skipped steps"),
     "norm_spikes": ("spike of the gradient norm", "spikes of the gradient norm"),
@@ -66,7 +70,7 @@ def _judge(results: Results, run: str, invalid: dict[str, tuple[str, ...]]) -> J
         reasons.append("no seed in common with the baseline")
     for check in (_axis, _frozen, _evaluation, _order):
         reasons += differences(check)
-    machine = differences(_machine)
+    machine = differences(machine_differences)
     if results.study.axis == "seconds":  # another machine does more in them
         reasons += machine
     notes = (*notes, *differences(_unpaired), *_other_seeds(results, run))
@@ -191,13 +195,15 @@ def _unchecked(one: RunSeed) -> Iterator[str]:
         yield f"not checked (rows without hashes): {', '.join(absent)}"
 
 
-def _machine(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
-    """Other hardware, threads or another torch than the baseline's."""
+def machine_differences(
+    _results: Results, one: RunSeed, other: RunSeed, whose: str = "the baseline"
+) -> Iterator[str]:
+    """Other hardware, threads or another torch than the baseline's, or whose `other` is."""
     alike = one.env.get("processes") == other.env.get("processes")
     for key in (*MACHINE, *(A_PROCESS if alike else ())):
         mine, theirs = one.env.get(key), other.env.get(key)
         if mine != theirs:
-            yield f"ran on another machine or torch: {key} {mine}, the baseline's {theirs}"
+            yield f"ran on another machine or torch: {key} {mine}, {whose}'s {theirs}"
 
 
 def _invalid(results: Results, run: str) -> tuple[str, ...]:
@@ -209,14 +215,17 @@ def _invalid(results: Results, run: str) -> tuple[str, ...]:
             yield f"peak memory {peak:.4g} GiB, and its device has {there_is:.4g}"
         for name, frame in (("steps.csv", results.steps), ("evals.csv", results.evals)):
             own = frame.filter((pl.col("run") == run) & (pl.col("seed") == one.seed))
-            yield from _differences(name, own, one.metrics)
+            for key, column in LAST_ROWS[name].items():
+                if key in one.metrics:
+                    yield from _differences(name, own, one.metrics, key, column)
 
     return _each(results, run, problems)
 
 
-def _differences(name: str, rows: pl.DataFrame, metrics: dict[str, Any]) -> Iterator[str]:
-    """Figures of metrics.json that are not what its rows end in."""
-    key, column = {"steps.csv": ("tokens", "tokens_seen"), "evals.csv": ("val_loss", "val_loss")}[name]
+def _differences(
+    name: str, rows: pl.DataFrame, metrics: dict[str, Any], key: str, column: str
+) -> Iterator[str]:
+    """A figure of metrics.json that is not what its rows end in."""
     said, found = metrics[key], rows[column][-1] if rows.height else None
     both_nan = isinstance(said, float) and isinstance(found, float) and math.isnan(said) and math.isnan(found)
     if said != found and not both_nan:

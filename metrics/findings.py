@@ -15,16 +15,17 @@ from typing import Any
 import polars as pl
 
 from metrics import statistics
+from metrics.diagnosis import diagnosis
+from metrics.measures import METRICS, SPREADING, speed
+from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
-from metrics.words import number, percent_change
+from metrics.words import number, paired_seeds, percent_change, times
 
 # How a run is computed, never what it learns: what such runs cost may be set side by side.
 MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
 MEMORY |= {"optimizer_offload", "gradient_sums"}
 BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
-SPREADING = {"processes", "data_parallel", "tensor_parallel", "shard_size", "shard_unit"}
-SPREADING |= {"reshard_after_forward", "batch_size", "micro_batch_size", "steps"}
 NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
 NAMES |= {"sample_tokens", "sample_prompt"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
@@ -90,17 +91,6 @@ class _Study:
         return micro or (batch and batch * tensor // self.processes(run))
 
 
-def _seeds(count: int) -> str:
-    return "one seed, so no interval" if count == 1 else f"{count} paired seeds"
-
-
-def _times(ratio: Ratio) -> str:
-    """`1.29 × (0.84–1.98)`."""
-    if ratio.low is None or ratio.high is None or ratio.low == ratio.high:
-        return f"{ratio.mean:.2f} ×"
-    return f"{ratio.mean:.2f} × ({ratio.low:.2f}–{ratio.high:.2f})"
-
-
 def _change(ratio: Ratio) -> str:
     """`29 % more (16 % more to 43 % more)`, `52 % less`, `the same`; or that it may be either."""
     mean = percent_change(ratio.mean)
@@ -143,7 +133,7 @@ def _memory(study: _Study) -> Iterator[Finding]:
         changed = ", ".join(f"{key} = {study.setting(name, key)}" for key in sorted(differing))
         yield Finding(
             f"{name} against {reference} ({changed}): peak memory {_change(memory)}{activations}, step time "
-            f"{_change(seconds)}; {_seeds(memory.count)}.",
+            f"{_change(seconds)}; {paired_seeds(memory.count)}.",
             (name, reference),
         )
 
@@ -168,7 +158,7 @@ def _batch_multiplier(study: _Study) -> Iterator[Finding]:
             yield Finding(
                 f"{name} holds micro-batches {multiplier:.3g} × as large as {reference}'s "
                 f"({study.micro_batch(name)} sequences against {study.micro_batch(reference)}) in "
-                f"{_times(memory)} its peak memory; {_seeds(memory.count)}.",
+                f"{times(memory)} its peak memory; {paired_seeds(memory.count)}.",
                 (name, reference),
             )
 
@@ -197,8 +187,10 @@ def _lr_rule(study: _Study) -> Iterator[Finding]:
 
 
 def _scaling(study: _Study) -> Iterator[Finding]:
-    """Speedup and efficiency over processes, from throughput."""
-    for name in study.costed:
+    """The diagnosis of every declared pair; of other runs speedup and efficiency, from throughput."""
+    yield from (Finding(diagnosis(one), (one.run, one.reference)) for one in scalings(study.summary))
+    kind = "samples" if study.results.labelled else "tokens"
+    for name in (run for run in study.costed if run not in study.results.study.scaling):
         fewer = [
             run
             for run in study.costed
@@ -207,14 +199,14 @@ def _scaling(study: _Study) -> Iterator[Finding]:
         if not fewer:
             continue
         reference = min(fewer, key=study.processes)
-        speedup = study.ratio(name, reference, "tokens_per_second")
+        speedup = study.ratio(name, reference, speed(study.results.labelled))
         if speedup is None:
             continue
         many, few = study.processes(name), study.processes(reference)
         ids = [_sample_ids(study, run) for run in (name, reference)]
         yield Finding(
-            f"{name} in {many} processes trains {_times(speedup)} as many tokens a second as {reference} in {few}: "
-            f"efficiency {speedup.mean * few / many:.0%}; {_seeds(speedup.count)}. Samples of one step, by "
+            f"{name} in {many} processes trains {times(speedup)} as many {kind} a second as {reference} in {few}: "
+            f"efficiency {speedup.mean * few / many:.0%}; {paired_seeds(speedup.count)}. Samples of one step, by "
             f"their ids: {ids[0]} and {ids[1]}.",
             (name, reference),
         )
@@ -227,45 +219,58 @@ def _sample_ids(study: _Study, run: str) -> str:
 
 
 def _time_to_target(study: _Study) -> Iterator[Finding]:
-    """Tokens and seconds until a run's validation loss was the baseline's final one."""
-    finals = seed_values(study.results, "val_loss").get(study.baseline, {})
-    if study.baseline not in study.runs or not all(math.isfinite(value) for value in finals.values()):
+    """Samples or tokens, and seconds, until a run's validation was as good as another's final one.
+
+    The other is the baseline, and of runs whose scaling is declared also their reference.
+    """
+    pairs = [(name, study.baseline) for name in study.runs]
+    pairs += [(run, declared["reference"]) for run, declared in study.results.study.scaling.items()]
+    for name, other in dict.fromkeys(pairs):
+        if name != other and name in study.runs and other in study.runs:
+            yield from _target(study, name, other)
+
+
+def _target(study: _Study, name: str, other: str) -> Iterator[Finding]:
+    """One run against the final validation of another."""
+    by = "val_accuracy" if study.results.study.metric.endswith("accuracy") else "val_loss"
+    finals = seed_values(study.results, by)[other]
+    pairs = [seed for seed in study.runs[name].complete_seeds if seed in finals]
+    identical = other == study.baseline and study.runs[name].status == "identical"
+    if identical or not pairs or not all(math.isfinite(value) for value in finals.values()):
         return
-    base = {seed: _reached(study, study.baseline, seed, value) for seed, value in finals.items()}
-    for name, run in study.runs.items():
-        pairs = [seed for seed in run.complete_seeds if seed in base]
-        if name == study.baseline or run.status == "identical" or not pairs:
-            continue
-        reached = {s: found for s in pairs if (found := _reached(study, name, s, finals[s])) is not None}
-        target = f"{study.baseline}'s final validation loss"
-        if not reached:
-            among = "in its one seed" if len(pairs) == 1 else f"in any of {len(pairs)} seeds"
-            yield Finding(f"{name} never reached {target} {among}.", (name, study.baseline))
-            continue
-        tokens, seconds = (
-            statistics.paired_ratio(
-                {seed: found[i] for seed, found in reached.items()},
-                {seed: found[i] for seed, found in base.items() if found},
-            )
-            for i in range(2)
+    base = {seed: _reached(study, other, seed, by, value) for seed, value in finals.items()}
+    reached = {s: found for s in pairs if (found := _reached(study, name, s, by, finals[s])) is not None}
+    target = f"{other}'s final {METRICS[by].label}"
+    if not reached:
+        among = "in its one seed" if len(pairs) == 1 else f"in any of {len(pairs)} seeds"
+        yield Finding(f"{name} never reached {target} {among}.", (name, other))
+        return
+    amounts, seconds = (
+        statistics.paired_ratio(
+            {seed: found[i] for seed, found in reached.items()},
+            {seed: found[i] for seed, found in base.items() if found},
         )
-        after = f"{_times(tokens)} the tokens" if tokens else "its first evaluation"
-        if seconds and name in study.costed:
-            after += f" and {_times(seconds)} the seconds of training"
-        yield Finding(
-            f"{name} reached {target} after {after} that {study.baseline} took, in {len(reached)} of {len(pairs)} "
-            "seeds; looked at where it was evaluated.",
-            (name, study.baseline),
-        )
+        for i in range(2)
+    )
+    kind = "samples" if study.results.labelled else "tokens"
+    after = f"{times(amounts)} the {kind}" if amounts else "its first evaluation"
+    if seconds and name in study.costed and other in study.costed:
+        after += f" and {times(seconds)} the seconds of training"
+    yield Finding(
+        f"{name} reached {target} after {after} that {other} took, in {len(reached)} of {len(pairs)} "
+        "seeds; looked at where it was evaluated.",
+        (name, other),
+    )
 
 
-def _reached(study: _Study, run: str, seed: int, target: float) -> tuple[float, float] | None:
-    """Tokens and seconds of training at the first evaluation with a loss of at most `target`."""
+def _reached(study: _Study, run: str, seed: int, by: str, target: float) -> tuple[float, float] | None:
+    """Tokens and seconds of training at the first evaluation that was at least as good as `target`."""
 
     def own(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.filter((pl.col("run") == run) & (pl.col("seed") == seed))
 
-    there = own(study.results.evals).filter(pl.col("val_loss") <= target).sort("step").head(1)
+    good = pl.col(by) <= target if METRICS[by].better == "lower" else pl.col(by) >= target
+    there = own(study.results.evals).filter(good).sort("step").head(1)
     if there.is_empty():
         return None
     step, tokens = there["step"][0], there["tokens_seen"][0]

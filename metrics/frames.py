@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from metrics.measures import COSTS, METRICS, speed
 from metrics.rows import Results
-from metrics.summary import COSTS, METRICS, RunSummary, Summary
+from metrics.summary import RunSummary, Summary
 from metrics.words import short, with_interval
 
 # The columns of `dvc metrics show` besides the study's own metric, and their decimals: few and short enough
@@ -17,20 +18,23 @@ from metrics.words import short, with_interval
 DVC_DECIMALS = {
     "test_loss": 4,
     "test_perplexity": 3,
+    "test_accuracy": 4,
     "tokens_per_second": 0,
+    "samples_per_second": 0,
     "peak_memory_gib": 3,
     "activation_mib": 2,
 }
 
 
-def dvc_metrics(run: RunSummary, metric: str) -> dict[str, Any]:
+def dvc_metrics(summary: Summary, run: RunSummary) -> dict[str, Any]:
     """The flat dictionary of one run for DVC: means over seeds, the verdict, and whether all took effect.
 
-    `metric` is the study's, which is among them whatever it is.
+    The study's metric is among them whatever it is, and of speeds the one that the study's tables show.
     """
     row: dict[str, Any] = {}
-    for name, decimals in ({metric: 4} | DVC_DECIMALS).items():
-        estimate = run.estimates[name]
+    other_speed = speed(not summary.labelled)
+    for name, decimals in ({summary.results.study.metric: 4} | DVC_DECIMALS).items():
+        estimate = None if name == other_speed else run.estimates[name]
         if estimate is not None:  # JSON has no infinity: words
             finite = math.isfinite(estimate.mean)
             row[name] = round(estimate.mean, decimals or None) if finite else "not finite"
@@ -44,8 +48,12 @@ def dvc_metrics(run: RunSummary, metric: str) -> dict[str, Any]:
 
 
 def table_frame(summary: Summary) -> pl.DataFrame:
-    """One row a run, unrounded: mean, half-width and (for costs) ratio of every metric; the comparison."""
+    """One row a run, unrounded: mean, half-width and (for costs) ratio of every metric; the comparison.
+
+    A metric that no run has gets no column; shares are from 0 to 1.
+    """
     rows = []
+    measured = [name for name in METRICS if any(run.estimates[name] for run in summary.runs)]
     for run in summary.runs:
         row: dict[str, Any] = {"run": run.run, "seeds": len(run.complete_seeds), "verdict": run.status}
         comparison = run.comparison
@@ -57,7 +65,7 @@ def table_frame(summary: Summary) -> pl.DataFrame:
             "p_holm": comparison and comparison.p_holm,
             "smallest_detectable": comparison and comparison.smallest_detectable,
         }
-        for name in METRICS:
+        for name in measured:
             one, ratio = run.estimates[name], run.ratios.get(name)
             row |= {name: one and one.mean, f"{name}_half_width": one and one.half_width}
             if name in COSTS:
@@ -89,16 +97,18 @@ def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
     """
     rows = []
     for name in names:
+        metric = summary.measure(name)
         for run in summary.comparable:
             estimate = run.estimates[name]
             if estimate is None or not math.isfinite(estimate.mean):
                 continue
-            if METRICS[name].cost and run.costs_not_comparable:
+            if metric.cost and run.costs_not_comparable:
                 continue
+            estimate = estimate.times(metric.factor)
             half = estimate.half_width
             low, high = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
             label = f"{short(run.run)}: {with_interval(estimate)}"
-            rows.append((run.run, label, METRICS[name].axis, estimate.mean, low, high))
+            rows.append((run.run, label, metric.axis, estimate.mean, low, high))
     words = dict.fromkeys(("run", "label", "metric"), pl.String)
     return pl.DataFrame(
         rows, schema=words | dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"

@@ -7,8 +7,8 @@ library: the plan stage loads this before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metrics.rows import RunSeed
@@ -24,11 +24,17 @@ class Metric:
     better: str = "lower"  # or higher
     cost: bool = False  # shown as a ratio to the baseline
     count: Callable[[RunSeed], float | None] | None = None  # of a proportion: how many it was counted over
+    factor: float = 1.0  # what is shown is the value times this: 100 of a share in percent
 
     @property
     def axis(self) -> str:
         """The label with its unit, for an axis or a column head."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def difference_unit(self) -> str:
+        """Of a difference of two values: that of two percentages is no percentage."""
+        return "percentage points" if self.unit == "%" else self.unit
 
 
 def _metric(key: str, factor: float = 1.0) -> Callable[[RunSeed], float | None]:
@@ -39,26 +45,76 @@ def _test(key: str) -> Callable[[RunSeed], float | None]:
     return lambda one: None if one.test.get(key) is None else float(one.test[key])
 
 
+def distinct_share(one: RunSeed) -> float:
+    """Of the samples that all ranks drew in a step the share that were different ones; 1 where none were counted."""
+    return one.scaling["samples_distinct"] / one.scaling["samples_drawn"] if one.scaling else 1.0
+
+
+def _samples_per_second(one: RunSeed) -> float | None:
+    """Different samples: what ranks read twice is no work done."""
+    drawn = one.metrics.get("samples_per_second")
+    return None if drawn is None else drawn * distinct_share(one)
+
+
+def _share(label: str, value: Callable, **more: Any) -> Metric:
+    return Metric(label, "%", value, better="higher", factor=100.0, **more)
+
+
+NATS = "nats/token"
 METRICS = {
-    "test_loss": Metric("test loss", "nats/token", _test("test_loss")),
+    "test_loss": Metric("test loss", NATS, _test("test_loss")),
     "test_perplexity": Metric("test perplexity", "", _test("test_perplexity")),
     "test_bits_per_byte": Metric("test bits per byte", "bits/byte", _test("test_bits_per_byte")),
-    "test_accuracy": Metric(
-        "test accuracy", "", _test("test_accuracy"), better="higher", count=_test("examples")
-    ),
-    "val_loss": Metric("validation loss", "nats/token", _metric("val_loss")),
-    "best_val_loss": Metric("best validation loss", "nats/token", _metric("best_val_loss")),
-    "train_loss": Metric("training loss", "nats/token", _metric("train_loss")),
+    "test_accuracy": _share("test accuracy", _test("test_accuracy"), count=_test("examples")),
+    "val_loss": Metric("validation loss", NATS, _metric("val_loss")),
+    "best_val_loss": Metric("best validation loss", NATS, _metric("best_val_loss")),
+    "val_accuracy": _share("validation accuracy", _metric("val_accuracy")),
+    "best_val_accuracy": _share("best validation accuracy", _metric("best_val_accuracy")),
+    "train_loss": Metric("training loss", NATS, _metric("train_loss")),
+    "samples_per_second": Metric("throughput", "samples/s", _samples_per_second, better="higher", cost=True),
     "tokens_per_second": Metric(
         "speed", "tokens/s", _metric("tokens_per_second"), better="higher", cost=True
     ),
     "step_milliseconds": Metric("step time", "ms", _metric("step_seconds_median", 1000), cost=True),
+    "train_seconds": Metric("training time", "s", _metric("train_seconds"), cost=True),
     "peak_memory_gib": Metric("peak memory", "GiB", _metric("peak_memory_gib"), cost=True),
     "activation_mib": Metric("activations kept", "MiB", _metric("activation_mib"), cost=True),
 }
 COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
-# What a study may be judged by: what every run of today's objectives measures.
+# What a study may be judged by: what every run of the objective measures.
 STUDY_METRICS = ("test_loss", "val_loss")
+LABELLED_METRICS = (*STUDY_METRICS, "test_accuracy", "val_accuracy")  # of a study of labelled data
+
+
+def measure(name: str, labelled: bool) -> Metric:
+    """The metric as a study measures it: the loss of a classifier is one of a row, not of a token."""
+    metric = METRICS[name]
+    return replace(metric, unit="nats/row") if labelled and metric.unit == NATS else metric
+
+
+def speed(labelled: bool) -> str:
+    """The name of the metric that says how much a run gets through in a second."""
+    return "samples_per_second" if labelled else "tokens_per_second"
+
+
+def shown_costs(labelled: bool) -> tuple[str, ...]:
+    """The costs that tables show, in their order."""
+    time = ("step_milliseconds", "train_seconds") if labelled else ("step_milliseconds",)
+    return (speed(labelled), *time, "peak_memory_gib", "activation_mib")
+
+
+# Settings that may differ between a run and the one its scaling is measured against: how it is spread, …
+SPREADING = {"processes", "data_parallel", "tensor_parallel", "shard_size", "shard_unit"}
+SPREADING |= {"reshard_after_forward", "batch_size", "micro_batch_size", "steps"}
+# … and, where a study declares the pair, what goes with another batch size or is counted in steps.
+SCALED = SPREADING - {"tensor_parallel"} | {"shard_samples", "on_shared_samples", "preflight_seconds"}
+SCALED |= {"lr", "lr_rule", "lr_batch_size", "warmup_steps", "eval_batch_size"}
+SCALED |= {"eval_interval", "log_interval", "checkpoint_interval"}
+KINDS = {  # of scaling: what stays the same with more processes
+    "strong": "the same batch_size",
+    "weak": "the same batch_size for each process",
+}
+SCALING_MEASURES = ("speedup", "efficiency")  # of a run against the reference that its study declares
 
 
 @dataclass(frozen=True)

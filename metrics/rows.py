@@ -7,7 +7,6 @@ out: such a run is listed with its state and the reason, nothing else. What file
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,17 @@ METRIC_KEYS = (
     "activation_mib",
 )
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
+# The same of a classifier.
+LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
+LABELLED_METRIC_KEYS = (
+    *METRIC_KEYS,
+    "val_accuracy",
+    "best_val_accuracy",
+    "samples",
+    "samples_per_second",
+    "samples_per_epoch",
+)
+LABELLED_TEST_KEYS = ("test_loss", "test_accuracy", "examples")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Study:
     base: dict[str, Any]
     axis: str = "tokens"  # of metrics.measures.AXES: what every run has equally much of
     frozen: tuple[str, ...] = ()  # settings that no run may change
+    scaling: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> its reference and the kind
+    criteria: tuple[dict[str, Any], ...] = ()  # run, measure, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,12 @@ class RunSeed:
     env: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     samples: tuple[dict[str, Any], ...] = ()  # step, prompt, text: what the model wrote
+    scaling: dict[str, Any] = field(default_factory=dict)  # scaling.json, where its steps were probed
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it is a classifier."""
+        return "classes" in self.metrics
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ class Results:
     """A study with all its runs and seeds, in the study's order.
 
     Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*) and
-    `evals` (run, seed, EVAL_COLUMNS).
+    `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy).
     """
 
     study: Study
@@ -85,6 +103,11 @@ class Results:
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
         return tuple(one for one in self.runs if one.run == run)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its runs are classifiers."""
+        return any(one.labelled for one in self.runs)
 
 
 def read(directory: Path) -> Results:
@@ -100,7 +123,10 @@ def read(directory: Path) -> Results:
     runs = tuple(_run_seed(directory, study.name, run, seed) for run in study.runs for seed in study.seeds)
     done = [one for one in runs if one.state == "complete"]
     steps = [_rows(directory, one, "steps.csv", STEP_COLUMNS) for one in done]
-    evals = [_rows(directory, one, "evals.csv", EVAL_COLUMNS) for one in done]
+    evals = [
+        _rows(directory, one, "evals.csv", LABELLED_EVAL_COLUMNS if one.labelled else EVAL_COLUMNS)
+        for one in done
+    ]
     return Results(study, runs, _concat(steps, STEP_COLUMNS), _concat(evals, EVAL_COLUMNS))
 
 
@@ -132,8 +158,9 @@ def _study(path: Path) -> Study:
     if axis not in AXES:
         raise ResultsError(f"{path}: axis must be one of {', '.join(AXES)}, got {axis!r}")
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
+    more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
     frozen = tuple(raw.get("frozen", ()))
-    return Study(name=raw["study"], seeds=tuple(raw["seeds"]), axis=axis, frozen=frozen, **values)
+    return Study(name=raw["study"], seeds=tuple(raw["seeds"]), axis=axis, frozen=frozen, **values, **more)
 
 
 def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
@@ -159,14 +186,15 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
             state,
             f"at step {metrics.get('step')}: {reason}" if state == "diverged" else str(reason),
         )
-    _check_numbers(home / "metrics.json", metrics, METRIC_KEYS)
-    _check_budgets(home / "metrics.json", metrics)
+    labelled = "classes" in metrics
+    checks.require_numbers(home / "metrics.json", metrics, LABELLED_METRIC_KEYS if labelled else METRIC_KEYS)
+    checks.require_budgets(home / "metrics.json", metrics)
     test_path = directory / "test" / f"{run}-{seed}.json"
     test = _object(test_path) if test_path.is_file() else {}
     if test:
         mine = {key: metrics[key] for key in (*expected, "config_sha256") if key in metrics}
         checks.require_identity(test_path, test, mine)
-        _check_numbers(test_path, test, TEST_KEYS)
+        checks.require_numbers(test_path, test, LABELLED_TEST_KEYS if labelled else TEST_KEYS)
     config = _config(home / "config.toml")
     checks.require_identity(home / "config.toml", config, expected)
     return RunSeed(
@@ -181,25 +209,17 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         _object(home / "env.json"),
         config,
         _samples(home / "samples.jsonl"),
+        _scaling(home / "scaling.json", config),
     )
 
 
-def _check_numbers(path: Path, values: dict[str, Any], keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if key not in values:
-            raise ResultsError(f"{path} lacks {key}")
-        value = values[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ResultsError(f"{path}: {key} must be a number, got {value!r}")
-
-
-def _check_budgets(path: Path, values: dict[str, Any]) -> None:
-    """What an axis compares, where it is there, must be finite: no comparison with NaN is ever false."""
-    present = tuple(axis.key for axis in AXES.values() if values.get(axis.key) is not None)
-    _check_numbers(path, values, present)
-    for key in present:
-        if not math.isfinite(values[key]):
-            raise ResultsError(f"{path}: {key} must be finite, got {values[key]!r}")
+def _scaling(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What the run's probe timed; nothing where it was not asked to."""
+    if not config.get("scaling_probe_steps"):
+        return {}
+    found = _object(path)
+    checks.require_scaling(path, found)
+    return found
 
 
 def _ledger(path: Path) -> tuple[dict[str, Any], ...]:

@@ -30,6 +30,11 @@ class Estimate:
     half_width: float | None
     count: int
 
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit, of which `factor` make one of this."""
+        half = self.half_width
+        return self if factor == 1 else Estimate(self.mean * factor, half and half * factor, self.count)
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -39,6 +44,11 @@ class Ratio:
     low: float | None
     high: float | None
     count: int
+
+    def times(self, factor: float) -> Ratio:
+        """The ratio and its interval, each times `factor`."""
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return Ratio(self.mean * factor, low, high, self.count)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from metrics import fairness, statistics
 from metrics.fairness import Judgement, seeds_words
-from metrics.measures import AXES, COSTS, METRICS, Metric
+from metrics.measures import AXES, COSTS, METRICS, Metric, measure
 from metrics.rows import Results, ResultsError, RunSeed
 from metrics.statistics import Comparison, Estimate, Proportion, Ratio
 
@@ -59,6 +59,19 @@ class Summary:
     axis: str  # what the runs have equally much of, in words: "equal tokens"
 
     @property
+    def labelled(self) -> bool:
+        """Whether its runs are classifiers."""
+        return self.results.labelled
+
+    def measure(self, name: str) -> Metric:
+        """A metric as this study measures it."""
+        return measure(name, self.labelled)
+
+    def of(self, run: str) -> RunSummary:
+        """The summary of one run."""
+        return next(one for one in self.runs if one.run == run)
+
+    @property
     def complete(self) -> tuple[RunSummary, ...]:
         """The runs with at least one finished seed."""
         return tuple(run for run in self.runs if run.complete_seeds)
@@ -89,7 +102,7 @@ def summarize(results: Results) -> Summary:
     }
     comparisons = statistics.compare(compared, study.baseline, METRICS[study.metric].better)
     runs = tuple(_run_summary(results, run, values, comparisons.get(run), judged[run]) for run in study.runs)
-    return Summary(results, METRICS[study.metric], runs, AXES[study.axis].words)
+    return Summary(results, measure(study.metric, results.labelled), runs, AXES[study.axis].words)
 
 
 def _run_summary(

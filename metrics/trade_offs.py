@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from metrics.measures import METRICS
+from metrics.measures import METRICS, speed
 from metrics.summary import RunSummary, Summary, summarize
 from metrics.words import number, short
 
@@ -30,22 +30,24 @@ SCHEMA = {
 def trade_offs(summary: Summary) -> pl.DataFrame:
     """One row a comparable run that has a speed: means over the seeds that all of them have, in the study's order.
 
-    Columns: run; label (the run and its memory); metric (the study's, with its unit); speed (tokens/s); value,
+    Columns: run; label (the run and its memory); metric (the study's, with its unit); speed (tokens/s, of
+    classifiers samples/s); value,
     low, high (the metric and its 95 % interval; null for one seed); memory (peak, GiB; null where any run
     lacks it); frontier ("yes" where no other run is at least as good in all three means and better in one).
     """
     summary = _over_shared_seeds(summary)
     runs = [run for run in summary.comparable if not run.costs_not_comparable]
-    runs = [run for run in runs if _known(run, summary.results.study.metric, "tokens_per_second")]
+    quality, pace = summary.results.study.metric, speed(summary.labelled)
+    runs = [run for run in runs if _known(run, quality, pace)]
     weighed = all(_known(run, "peak_memory_gib") for run in runs)
-    names = [summary.results.study.metric, "tokens_per_second", *(["peak_memory_gib"] if weighed else [])]
+    names = [quality, pace, *(["peak_memory_gib"] if weighed else [])]
     points = {run.run: tuple(_cost(run, name) for name in names) for run in runs}
     rows = []
     for run in runs:
-        estimate = run.estimates[summary.results.study.metric]
-        speed = run.estimates["tokens_per_second"]
+        estimate, moved = run.estimates[quality], run.estimates[pace]
         memory = run.estimates["peak_memory_gib"] if weighed else None
-        assert estimate is not None and speed is not None
+        assert estimate is not None and moved is not None
+        estimate = estimate.times(summary.metric.factor)
         half = estimate.half_width
         ends = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
         name = short(run.run)
@@ -56,7 +58,7 @@ def trade_offs(summary: Summary) -> pl.DataFrame:
                 run.run,
                 label,
                 summary.metric.axis,
-                speed.mean,
+                moved.mean,
                 estimate.mean,
                 *ends,
                 memory.mean if memory else None,

@@ -6,12 +6,15 @@ Must not compute a result: that is in `metrics.summary` and `metrics.statistics`
 from __future__ import annotations
 
 import math
+import re
 
-from metrics.statistics import Estimate
-from metrics.summary import METRICS, RunSummary, Summary
+from metrics.measures import METRICS, Metric
+from metrics.statistics import Comparison, Estimate, Ratio
+from metrics.summary import RunSummary, Summary
 
 SMALL = 1e-6  # below it a table writes an exponent
 WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
+PART_OF = re.compile(r"\d of [\d,]+ training rows")  # what the ledger says of a data set that is not whole
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -49,6 +52,23 @@ def with_interval(estimate: Estimate | None, signed: bool = False) -> str:
         return f"{sign}{number(estimate.mean)} ± {number(estimate.half_width, 1)}"
     decimals = max(1 - math.floor(math.log10(estimate.half_width)), 0)
     return f"{sign}{estimate.mean:,.{decimals}f} ± {estimate.half_width:,.{decimals}f}"
+
+
+def difference(estimate: Estimate | None, metric: Metric) -> str:
+    """A difference between two values of a metric, with its sign and interval, in the unit that is shown."""
+    return with_interval(estimate and estimate.times(metric.factor), signed=True)
+
+
+def times(ratio: Ratio) -> str:
+    """`1.29 × (0.84–1.98)`."""
+    if ratio.low is None or ratio.high is None or ratio.low == ratio.high:
+        return f"{ratio.mean:.2f} ×"
+    return f"{ratio.mean:.2f} × ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
+def paired_seeds(count: int) -> str:
+    """How many seeds a paired figure is of."""
+    return "one seed, so no interval" if count == 1 else f"{count} paired seeds"
 
 
 def p_value(p: float | None) -> str:
@@ -112,15 +132,22 @@ def verdict_sentence(summary: Summary, run: RunSummary) -> str:
     pairs = f"{len(comparison.seeds)} paired seeds"
     if comparison.verdict == "identical":
         return f"{run.run} and {study.baseline} have exactly the same {label} in all {pairs}."
-    difference = f"{with_interval(comparison.estimate, signed=True)} {summary.metric.unit}".strip()
-    evidence = f"{difference}, {pairs}, p {_equals(p_value(comparison.p_holm))}"
+    by = f"{difference(comparison.estimate, summary.metric)} {summary.metric.difference_unit}".strip()
+    evidence = f"{by}, {pairs}, p {_equals(p_value(comparison.p_holm))}"
     if comparison.verdict == "inconclusive":
-        smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+        smallest = _smallest(summary, comparison)
         return (
             f"{run.run} against {study.baseline} on {label} is inconclusive ({evidence}): "
             f"these seeds could have shown a difference of {smallest}."
         )
     return f"{run.run} is {comparison.verdict} than {study.baseline} on {label} ({evidence})."
+
+
+def _smallest(summary: Summary, comparison: Comparison) -> str:
+    """The smallest difference that the seeds could have shown, in the unit that is shown."""
+    metric = summary.metric
+    assert comparison.smallest_detectable is not None
+    return f"{number(comparison.smallest_detectable * metric.factor, 2)} {metric.difference_unit}".strip()
 
 
 def _equals(p: str) -> str:
@@ -163,17 +190,35 @@ def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
     notes += run.notes
     if run.counts:
         notes.append(", ".join(f"{count} {what}" for what, count in run.counts.items()))
-    for name, share in run.proportions.items():
-        label = METRICS[name].label
-        notes.append(
-            f"{label}, 95 % binomial interval of {share.count:,} examples: {share.low:.4f} to {share.high:.4f}"
-        )
+    notes += [
+        f"{METRICS[name].label}: the binomial interval is Wilson's, 95 %, of {share.count:,} rows; it says how far "
+        "other rows could move it, the interval over seeds how far other seeds"
+        for name, share in run.proportions.items()
+    ]
+    notes += data_notes(summary, run)
     comparison = run.comparison if run.complete_seeds else None
     if comparison and comparison.reason:
         notes.append(f"no verdict: {comparison.reason}")
     if comparison and comparison.smallest_detectable:  # 0 when every difference is the same
-        smallest = f"{number(comparison.smallest_detectable, 2)} {summary.metric.unit}".strip()
+        smallest = _smallest(summary, comparison)
         notes.append(
             f"{len(comparison.seeds)} seeds could have shown (80 % power) a difference of {smallest}"
         )
     return notes
+
+
+def data_notes(summary: Summary, run: RunSummary) -> list[str]:
+    """How much of the published training rows the run had, as its ledger says it, where it is not all of them."""
+    said = [
+        f"{entry['what']}: {entry['in_effect']}"
+        for one in summary.results.of(run.run)
+        for entry in one.ledger
+        if PART_OF.search(str(entry["in_effect"]))
+    ]
+    return list(dict.fromkeys(said))
+
+
+def binomial(run: RunSummary, name: str) -> str:
+    """`90.6–91.9`: the ends of the binomial interval of a share, in percent; a dash where there is none."""
+    share, factor = run.proportions.get(name), METRICS[name].factor
+    return f"{share.low * factor:.2f}–{share.high * factor:.2f}" if share else "–"

@@ -118,8 +118,9 @@ def curve_layers(  # noqa: PLR0913
         "scale": scale,
         "axis": alt.Axis(tickCount=6, format=NUMBER),
     }
+    ticks = alt.Axis(tickCount=6) if x == "epoch" else alt.Axis(tickCount=6, labelExpr=WHOLE)
     base = base.encode(
-        x=alt.X(x, type="quantitative", title=x_axis, axis=alt.Axis(tickCount=6, labelExpr=WHOLE)),
+        x=alt.X(x, type="quantitative", title=x_axis, axis=ticks),
         color=looks.colour,
         **looks.every,
     )
@@ -137,17 +138,19 @@ def curve(  # noqa: PLR0913
     axis: str,
     runs: Sequence[str],
     *,
+    x: str = "step",
     log: bool = False,
     points: bool = False,
 ) -> Chart:
-    """A line a run over steps, with a band from the lowest to the highest seed.
+    """A line a run over steps or epochs, with a band from the lowest to the highest seed.
 
     Args:
-        frame: run, step, `column`, `column`_low, `column`_high, as `metrics.frames.curves` makes it.
+        frame: run, `x`, `column`, `column`_low, `column`_high, as `metrics.frames.curves` makes it.
         column: what to draw.
         title: the chart's title.
         axis: the y axis's label with its unit.
         runs: all runs of the study in order, drawn or not.
+        x: the column, and the axis's label.
         log: logarithmic y axis; a value that is not positive leaves a gap, as one that is not a number does.
         points: mark the measured points, for few of them.
     """
@@ -155,11 +158,13 @@ def curve(  # noqa: PLR0913
     good = pl.all_horizontal(pl.col(name).is_finite() for name in values)
     if log:
         good &= pl.col(f"{column}_low") > 0
-    shown = frame.select("run", "step", *(pl.when(good).then(pl.col(c)).alias(c) for c in values))
+    shown = frame.select("run", x, *(pl.when(good).then(pl.col(c)).alias(c) for c in values))
     measured = set(shown.filter(pl.col(column).is_not_null())["run"])
     looks = study_looks(runs, [run for run in runs if run in measured])
     domain = _single([value for c in values for value in shown[c].drop_nulls()])
-    layers = curve_layers(alt.Chart(shown), column, axis, looks, log=log, points=points, domain=domain)
+    layers = curve_layers(
+        alt.Chart(shown), column, axis, looks, x=x, x_axis=x, log=log, points=points, domain=domain
+    )
     return look(layers.properties(width=WIDTH, height=HEIGHT, autosize=FIT), title)
 
 
@@ -196,10 +201,10 @@ def cost_layers(base: alt.Chart, axis: str, looks: Looks) -> alt.LayerChart:
 
 
 def _row_labels(base: alt.Chart) -> list[alt.Chart]:
-    return _texts(base.encode(x=alt.value(0)), align="left", dy=-14, limit=WIDTH - 20)
+    return texts(base.encode(x=alt.value(0)), align="left", dy=-14, limit=WIDTH - 20)
 
 
-def _texts(base: alt.Chart, **how: Any) -> list[alt.Chart]:
+def texts(base: alt.Chart, **how: Any) -> list[alt.Chart]:
     """The column `label`, on white where it crosses a line."""
     base = base.encode(text=alt.Text("label", type="nominal"))
     halo = base.mark_text(fontSize=FONT, stroke="white", strokeWidth=3, strokeJoin="round", **how)
@@ -270,26 +275,31 @@ def trade_off(frame: pl.DataFrame, title: str, axes: tuple[str, str], runs: Sequ
     domains = (_padded(frame["speed"].to_list()), _padded(ends))
     shown = frame.with_columns(pl.col("memory").fill_null(1.0))  # not measured: circles of one size
     layers = trade_off_layers(alt.Chart(shown), axes, study_looks(runs), domains=domains)
-    names = alt.Chart(_names(shown, domains)).encode(x="speed:Q", y="value:Q")
-    texts = _texts(names, align="left", baseline="middle")
-    return look(alt.layer(layers, *texts).properties(width=SQUARE, height=SQUARE), title)
+    places = alt.Chart(names(shown, domains)).encode(x="speed:Q", y="value:Q")
+    named = texts(places, align="left", baseline="middle")
+    return look(alt.layer(layers, *named).properties(width=SQUARE, height=SQUARE), title)
 
 
-def _names(frame: pl.DataFrame, domains: tuple[Domain, Domain]) -> pl.DataFrame:
-    """label, speed, value: where each run's name starts, in the axes' units."""
+def names(
+    frame: pl.DataFrame, domains: tuple[Domain, Domain], x: str = "speed", size: Domain = (SQUARE, SQUARE)
+) -> pl.DataFrame:
+    """label, `x`, value: where each run's name starts, in the axes' units. size: of the chart, pixels.
+
+    Frame: also low, high and memory, which is as the area of a circle.
+    """
     (left, right), (bottom, top) = domains
-    wide, high = (right - left) / SQUARE, (top - bottom) / SQUARE  # of a pixel
+    wide, high = (right - left) / size[0], (top - bottom) / size[1]  # of a pixel
     heaviest = frame["memory"].max() or 1.0
     labels, taken = [], []
     for row in frame.to_dicts():
         radius = math.sqrt(LARGEST_POINT * row["memory"] / heaviest / math.pi) + 2
-        x, y = (row["speed"] - left) / wide, (top - row["value"]) / high
-        labels.append(Label(row["label"], x, y, radius, CHARACTER * len(row["label"])))
+        across, down = (row[x] - left) / wide, (top - row["value"]) / high
+        labels.append(Label(row["label"], across, down, radius, CHARACTER * len(row["label"])))
         if row["low"] is not None:
-            taken.append(Box(x - 2, (top - row["high"]) / high, x + 2, (top - row["low"]) / high))
-    ends = place(labels, taken, SQUARE, SQUARE)
-    rows = [(label.text, left + x * wide, top - y * high) for label, (x, y) in zip(labels, ends, strict=True)]
-    return pl.DataFrame(rows, schema=["label", "speed", "value"], orient="row")
+            taken.append(Box(across - 2, (top - row["high"]) / high, across + 2, (top - row["low"]) / high))
+    ends = place(labels, taken, *size)
+    rows = [(label.text, left + a * wide, top - b * high) for label, (a, b) in zip(labels, ends, strict=True)]
+    return pl.DataFrame(rows, schema=["label", x, "value"], orient="row")
 
 
 def _padded(values: Sequence[float]) -> Domain:

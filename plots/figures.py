@@ -6,20 +6,28 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from metrics.epochs import epoch_bars, mean_epochs
 from metrics.frames import bars, curves
-from metrics.measures import METRICS
+from metrics.measures import METRICS, speed
+from metrics.scaling import scaling_points
 from metrics.summary import Summary
 from metrics.trade_offs import trade_offs
-from plots import charts
+from plots import charts, scaling_charts
 from plots.svg import svg
 
-BARS = ("tokens_per_second", "peak_memory_gib", "activation_mib")
+BARS = ("peak_memory_gib", "activation_mib")
 NORM = "activation_norm_"  # columns of steps.csv, each with the number of its block
 MOST_BLOCKS = 4  # more than that: the first, the middle and the last
 POINTS = 4000  # of all runs in one chart: many runs are drawn with fewer steps each
 FRONTIER = (
     "Filled circles: no other run is at least as good in quality, speed and memory, by the means over seeds, and "
     "better in one."
+)
+
+
+EPOCH = "What one pass over the training rows takes. Says nothing of scaling: that is measured in samples a second."
+SCALING = (
+    "Different samples a second, against the declared run in one process; 95 % intervals over paired seeds."
 )
 
 
@@ -31,7 +39,14 @@ class Figure:
     caption: str
 
 
-Drawn = tuple[str, charts.Chart, str]  # title, chart, caption
+@dataclass(frozen=True)
+class Drawn:
+    """A chart, what it is called in files and on the page, and what is said below it."""
+
+    name: str
+    title: str
+    chart: charts.Chart
+    caption: str = ""
 
 
 def comparisons(summary: Summary) -> list[Figure]:
@@ -39,37 +54,71 @@ def comparisons(summary: Summary) -> list[Figure]:
     return _figures("bar", _comparisons(summary), summary)
 
 
+def of_scaling(summary: Summary) -> list[Figure]:
+    """Speedup and efficiency over processes, where the study declares and has measured any."""
+    return _figures("scaling", _scaling(summary), summary)
+
+
 def over_steps(summary: Summary) -> list[Figure]:
-    """Losses, learning rate and norms over steps, where there is something to show."""
+    """Accuracy over epochs; losses, learning rate and norms over steps, where there is something to show."""
     return _figures("curve", _curves(summary), summary)
 
 
+def every(summary: Summary) -> dict[str, Drawn]:
+    """All charts of the report, by name."""
+    drawn = [*_comparisons(summary), *_scaling(summary), *_curves(summary)]
+    return {one.name: one for one in drawn}
+
+
+def picture(one: Drawn, prefix: str, summary: Summary) -> str:
+    """The SVG of a chart; `prefix` keeps its ids apart from others'."""
+    return svg(one.chart, prefix, f"Chart: {one.title}, of {', '.join(run.run for run in summary.complete)}")
+
+
 def _figures(prefix: str, drawn: list[Drawn], summary: Summary) -> list[Figure]:
-    names = ", ".join(run.run for run in summary.complete)
-    return [
-        Figure(svg(chart, f"{prefix}{place}", f"Chart: {title}, of {names}"), caption)
-        for place, (title, chart, caption) in enumerate(drawn)
-    ]
+    return [Figure(picture(one, f"{prefix}{place}", summary), one.caption) for place, one in enumerate(drawn)]
 
 
 def _comparisons(summary: Summary) -> list[Drawn]:
     metric, runs = summary.metric, list(summary.results.study.runs)
     left_out = _left_out(summary)
     drawn = []
-    for name in (summary.results.study.metric, *BARS):
-        frame, one = bars(summary, (name,)), METRICS[name]
+    pace = speed(summary.labelled)
+    for name in (summary.results.study.metric, pace, *BARS):
+        frame, one = bars(summary, (name,)), summary.measure(name)
         if not frame.is_empty():
             draw = charts.costs if one.cost else charts.intervals
             title = f"{_capital(one.label)}, mean and 95 % interval"
-            drawn.append((title, draw(frame, title, _better(one.axis, one.better), runs), left_out))
+            chart = draw(frame, title, _better(one.axis, one.better), runs)
+            drawn.append(Drawn(name, title, chart, left_out))
             left_out = ""  # said once
+    seconds = epoch_bars(summary) if summary.labelled else pl.DataFrame()
+    if not seconds.is_empty():
+        title = "Time of an epoch, mean and 95 % interval"
+        axis = _better("seconds of training", "lower")
+        drawn.append(Drawn("epoch_seconds", title, charts.costs(seconds, title, axis, runs), EPOCH))
     frame = trade_offs(summary)
     if frame.height > 1:
         title = f"{_capital(metric.label)}, speed and memory"
-        speed = METRICS["tokens_per_second"]
-        axes = (_better(speed.axis, speed.better), _better(metric.axis, metric.better))
+        axes = (_better(METRICS[pace].axis, METRICS[pace].better), _better(metric.axis, metric.better))
         area = "Area of a circle: peak memory. " if frame["memory"].null_count() == 0 else ""
-        drawn.append((title, charts.trade_off(frame, title, axes, runs), f"{area}{FRONTIER}"))
+        chart = charts.trade_off(frame, title, axes, runs)
+        drawn.append(Drawn("trade_off", title, chart, f"{area}{FRONTIER}"))
+    return drawn
+
+
+def _scaling(summary: Summary) -> list[Drawn]:
+    runs = list(summary.results.study.runs)
+    drawn = []
+    for name, unit, draw in (
+        ("speedup", "×", scaling_charts.speedup),
+        ("efficiency", "%", scaling_charts.efficiency),
+    ):
+        frame = scaling_points(summary, efficiency=name == "efficiency")
+        if not frame.is_empty():
+            title = f"{_capital(name)} over processes"
+            chart = draw(frame, title, _better(f"{name} ({unit})", "higher"), runs)
+            drawn.append(Drawn(name, title, chart, SCALING))
     return drawn
 
 
@@ -91,7 +140,7 @@ def _curves(summary: Summary) -> list[Drawn]:
         shown = [shown[0], shown[len(shown) // 2], shown[-1]]
     training = curves(results, results.steps, ("train_loss", "lr", "grad_norm", *shown), points)
     validation = curves(results, results.evals, ("val_loss",), points)
-    nats = "loss (nats/token)"
+    nats = f"loss ({summary.measure('val_loss').unit})"
     asked = [
         (training, "train_loss", "Training loss", f"training {nats}", {}),
         (validation, "val_loss", "Validation loss", f"validation {nats}", {"points": True}),
@@ -102,11 +151,29 @@ def _curves(summary: Summary) -> list[Drawn]:
         block = name.removeprefix(NORM)
         asked.append((training, name, f"Activations after block {block}", "root mean square", {}))
     left_out = f"Of {len(norms)} recorded blocks these are {len(shown)}." if len(shown) < len(norms) else ""
-    return [
-        (title, charts.curve(frame, name, title, axis, runs, **how), left_out if name in norms else "")
+    drawn = [
+        Drawn(
+            name,
+            title,
+            charts.curve(frame, name, title, axis, runs, **how),
+            left_out if name in norms else "",
+        )
         for frame, name, title, axis, how in asked
         if _has_values(frame, name)
     ]
+    return [*_accuracy(summary), *drawn]
+
+
+def _accuracy(summary: Summary) -> list[Drawn]:
+    """Validation accuracy in percent, over epochs where the runs say how long one is."""
+    name, metric = "val_accuracy", METRICS["val_accuracy"]
+    frame = mean_epochs(summary.results)
+    if not summary.labelled or not _has_values(frame, name):
+        return []
+    frame = frame.with_columns(pl.col(c) * metric.factor for c in (name, f"{name}_low", f"{name}_high"))
+    x = "epoch" if frame["epoch"].null_count() == 0 else "step"
+    title, runs = _capital(metric.label), list(summary.results.study.runs)
+    return [Drawn(name, title, charts.curve(frame, name, title, metric.axis, runs, x=x, points=True))]
 
 
 def _has_values(frame: pl.DataFrame, name: str) -> bool:

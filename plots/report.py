@@ -15,8 +15,15 @@ from metrics.findings import findings
 from metrics.rows import RunSeed
 from metrics.summary import Summary
 from metrics.words import footnotes, headline, number
-from plots.figures import Figure, comparisons, over_steps
-from plots.tables import Table, cost_table, quality_table, verdicts
+from plots.figures import Figure, comparisons, of_scaling, over_steps
+from plots.outcome_tables import (
+    Table,
+    criteria_tables,
+    epoch_caption,
+    epoch_table,
+    scaling_tables,
+)
+from plots.tables import cost_table, outcome, quality_table, verdicts
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LONGEST_SAMPLE = 1500  # characters of one text that are shown
@@ -30,15 +37,19 @@ def html(summary: Summary) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Study {study.name}"),
         question=escape(study.question),
+        outcome=_outcome(summary),
         headline=escape(headline(summary)),
         verdicts=_list([escape(text) for text in verdicts(summary)]),
         findings=_findings(summary),
         quality=_table(quality_table(summary, full=True), quality, anchors=True, aside=_aside(summary)),
         cost=_table(cost_table(summary, full=True), cost, aside=_aside(summary)),
+        criteria=_captioned("Criteria", criteria_tables(summary)),
+        scaling=_scaling(summary),
         notes=_list([escape(note) for note in footnotes(summary)]),
         marks=_marks(summary),
         bars=_figures(comparisons(summary)),
         curves=_figures(over_steps(summary)),
+        course=_course(summary),
         fairness=_fairness(summary),
         ledger=_ledger(summary),
         configuration=_configuration(summary),
@@ -72,6 +83,35 @@ def _table(
         f'<div class="scroll" tabindex="0"><table class="{kind}"><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _outcome(summary: Summary) -> str:
+    """Whether the criteria are met, before anything else."""
+    said = outcome(summary)
+    return f'<p class="outcome"><strong>{escape(said)}</strong></p>' if said else ""
+
+
+def _captioned(title: str, tables: Sequence[tuple[str, Table]]) -> str:
+    """A section with its tables; nothing where there is none."""
+    shown = "".join(_table(table, caption) for caption, table in tables)
+    return f"<h2>{title}</h2>{shown}" if shown else ""
+
+
+def _scaling(summary: Summary) -> str:
+    """Table and charts of the declared pairs. What is lost to what is said among the findings."""
+    section = _captioned("Scaling", scaling_tables(summary, wide=True))
+    drawn = _figures(of_scaling(summary))
+    return section + (f'<div class="curves">{drawn}</div>' if drawn else "")
+
+
+def _course(summary: Summary) -> str:
+    """Each run's evaluations, folded away."""
+    parts = []
+    for run in summary.complete:
+        if (table := epoch_table(summary, run.run)) is not None:
+            shown = _table(table, epoch_caption(summary, run.run))
+            parts.append(f"<details><summary>{escape(run.run)}</summary>{shown}</details>")
+    return f"<h2>Course of training</h2>{''.join(parts)}" if parts else ""
 
 
 def _figures(drawn: Sequence[Figure]) -> str:

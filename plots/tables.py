@@ -5,14 +5,17 @@ Must not compute a result: numbers and sentences come from metrics/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
+from metrics.criteria import criteria, verdict
 from metrics.findings import findings
-from metrics.measures import COSTS, METRICS
-from metrics.statistics import Ratio
+from metrics.measures import METRICS, shown_costs
 from metrics.summary import RunSummary, Summary
 from metrics.words import (
+    binomial,
     cost_sentence,
+    difference,
     footnotes,
     headline,
     number,
@@ -20,8 +23,9 @@ from metrics.words import (
     verdict_sentence,
     with_interval,
 )
+from plots.outcome_tables import Captioned, Table, criteria_tables, ratio_text, scaling_tables
 
-Table = tuple[list[str], list[list[str]]]  # heads, rows of cells
+Column = tuple[str, Callable[[RunSummary], str]]  # head, a run's cell
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -34,6 +38,9 @@ LATEX = {
     "–": "--",
     "−": "$-$",
     "∞": r"$\infty$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "×": r"$\times$",
     "\n": " ",
 }
 
@@ -43,17 +50,6 @@ def marked(run: RunSummary) -> str:
     return f"{run.run} *" if run.ledger else run.run
 
 
-def ratio_text(ratio: Ratio | None) -> str:
-    """`0.78 (0.75–0.81)`: the mean and its interval."""
-    if ratio is None:
-        return "–"
-    mean, low, high = (
-        None if v is None else f"{v:.2f}" if v >= 0.1 else number(v, 2)  # noqa: PLR2004
-        for v in (ratio.mean, ratio.low, ratio.high)
-    )
-    return str(mean) if low is None or low == high else f"{mean} ({low}–{high})"
-
-
 def _seeds(summary: Summary, run: RunSummary) -> str:
     asked = len(summary.results.study.seeds)
     done = len(run.complete_seeds)
@@ -61,41 +57,76 @@ def _seeds(summary: Summary, run: RunSummary) -> str:
 
 
 def quality_table(summary: Summary, full: bool = False) -> Table:
-    """Run, seeds, the study's metric, difference, p, verdict, perplexity and bits per byte, as words.
+    """Run, seeds, the study's metric, difference, p, verdict and what else was measured of the model, as words.
 
     `full` adds validation and training loss and every interval, which a terminal has no room for. A metric that
-    no run has gets no column.
+    no run has gets no column; an accuracy has its binomial interval beside the one over seeds.
     """
     study = summary.results.study
     others = ["test_perplexity", "test_bits_per_byte"]
+    if summary.labelled:
+        others = ["test_accuracy", "test_loss"]
     if full:
-        others += ["test_loss", "test_accuracy", "val_loss", "best_val_loss", "train_loss"]
+        others += [
+            "test_loss",
+            "test_accuracy",
+            "val_loss",
+            "best_val_loss",
+            "val_accuracy",
+            "best_val_accuracy",
+        ]
+        others.append("train_loss")
     others = [
-        name for name in others if name != study.metric and any(r.estimates[name] for r in summary.runs)
+        name
+        for name in dict.fromkeys(others)
+        if name != study.metric and any(r.estimates[name] for r in summary.runs)
     ]
-    heads = ["run", "seeds", summary.metric.label, "difference", "p", "verdict"]
-    heads += [METRICS[name].label for name in others]
-    rows = []
-    for run in summary.runs:
-        comparison = run.comparison if run.complete_seeds else None
-        difference = with_interval(comparison.estimate, signed=True) if comparison else "–"
-        p = p_value(comparison.p_holm if comparison else None)
-        cells = [marked(run), _seeds(summary, run), _cell(run, study.metric), difference, p, run.status]
-        cells += [_cell(run, name, interval=full) for name in others]
-        rows.append(cells)
-    return heads, rows
+    columns: list[Column] = [
+        ("run", marked),
+        ("seeds", lambda run: _seeds(summary, run)),
+        *_metric_columns(summary, study.metric, True),
+        (
+            "difference",
+            lambda run: difference(run.comparison.estimate, summary.metric) if _compared(run) else "–",
+        ),
+        ("p", lambda run: p_value(run.comparison.p_holm if _compared(run) else None)),
+        ("verdict", lambda run: run.status),
+    ]
+    for name in others:
+        columns += _metric_columns(summary, name, full)
+    return [head for head, _ in columns], [[cell(run) for _, cell in columns] for run in summary.runs]
+
+
+def _compared(run: RunSummary) -> bool:
+    return bool(run.comparison and run.complete_seeds)
+
+
+def _metric_columns(summary: Summary, name: str, interval: bool) -> list[Column]:
+    """The metric, and the binomial interval of one that has it."""
+    metric = METRICS[name]
+    head = metric.axis if metric.unit == "%" else metric.label
+    columns: list[Column] = [(head, lambda run: _cell(run, name, interval))]
+    if any(name in run.proportions for run in summary.runs):
+        columns.append(("binomial interval (%)", lambda run: binomial(run, name)))
+    return columns
 
 
 def cost_table(summary: Summary, full: bool = False) -> Table:
-    """Run, then speed, step time and memory, with their ratios to the baseline where there is room."""
-    with_ratio = COSTS if full else ("step_milliseconds", "activation_mib")
+    """Run, then speed, step time and memory, with their ratios to the baseline where there is room.
+
+    A cost that no run has gets no column.
+    """
+    costs = [
+        name for name in shown_costs(summary.labelled) if any(run.estimates[name] for run in summary.runs)
+    ]
+    with_ratio = costs if full else ("step_milliseconds", "activation_mib")
     heads = ["run"]
-    for name in COSTS:
+    for name in costs:
         heads += [METRICS[name].axis, "ratio"] if name in with_ratio else [METRICS[name].axis]
     rows = []
     for run in summary.runs:
         cells = [marked(run)]
-        for name in COSTS:
+        for name in costs:
             cells.append(_cell(run, name, interval=full))
             if name in with_ratio:
                 cells.append(ratio_text(run.ratios.get(name) if run.comparison else None))
@@ -105,7 +136,19 @@ def cost_table(summary: Summary, full: bool = False) -> Table:
 
 def _cell(run: RunSummary, name: str, interval: bool = True) -> str:
     estimate = run.estimates[name]
+    estimate = estimate and estimate.times(METRICS[name].factor)
     return with_interval(estimate) if interval else number(estimate.mean if estimate else None)
+
+
+def outcome(summary: Summary) -> str:
+    """Whether the study's criteria are met, in a sentence; nothing for a study without any."""
+    found = criteria(summary)
+    return verdict(found) if found else ""
+
+
+def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
+    """The tables of criteria and of scaling, where the study has any."""
+    return [*criteria_tables(summary), *scaling_tables(summary, wide)]
 
 
 def verdicts(summary: Summary) -> list[str]:
@@ -119,16 +162,23 @@ def markdown(summary: Summary) -> str:
     """The verdicts, the findings, the tables and the footnotes as Markdown."""
     study = summary.results.study
     found = [f"{one.text} ({', '.join(one.runs)})" for one in findings(summary)]
+    more = outcome_tables(summary, wide=True)
     parts = [
         f"# {_markdown_text(study.name)}",
         _markdown_text(study.question),
-        f"**{_markdown_text(headline(summary))}**",
+        _markdown_bold(outcome(summary)),
+        _markdown_bold(headline(summary)),
         _markdown_list([*verdicts(summary), *found]),
         _markdown_table(quality_table(summary, full=True)),
         _markdown_table(cost_table(summary, full=True)),
+        *(f"{_markdown_text(caption)}:\n\n{_markdown_table(table)}" for caption, table in more),
         _markdown_list(footnotes(summary)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_bold(text: str) -> str:
+    return text and f"**{_markdown_text(text)}**"
 
 
 def _markdown_text(text: str) -> str:
@@ -146,12 +196,14 @@ def _markdown_table(table: Table) -> str:
 
 
 def latex(summary: Summary) -> str:
-    """Both tables for a LaTeX document with `booktabs`, each with its caption."""
+    """All tables for a LaTeX document with `booktabs`, each with its caption."""
     study = summary.results.study
     quality = f"{study.question} Mean ± 95 % interval over seeds; difference to {study.baseline}."
     cost = f"Cost: mean over seeds, and ratio to {study.baseline} with its 95 % interval."
     parts = ["% Needs \\usepackage{booktabs}."]
-    for caption, (heads, rows) in ((quality, quality_table(summary)), (cost, cost_table(summary))):
+    captioned = [(quality, quality_table(summary)), (cost, cost_table(summary))]
+    captioned += [(f"{caption}.", table) for caption, table in outcome_tables(summary)]
+    for caption, (heads, rows) in captioned:
         lines = [r"\begin{table}", r"  \centering", f"  \\caption{{{latex_text(caption)}}}"]
         lines += [f"  \\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"    \toprule", _latex_row(heads)]
         lines += [r"    \midrule", *map(_latex_row, rows), r"    \bottomrule"]

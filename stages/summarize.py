@@ -15,8 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metrics import findings, frames, rows, summary, trade_offs, words
-from plots import report, tables
+from metrics import criteria, epochs, findings, frames, measures, rows, scaling, summary, trade_offs, words
+from plots import outcome_tables, report, tables
 
 WIDTH = 110  # characters, where there is no terminal to ask
 
@@ -29,7 +29,7 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
         stale.unlink()
     for run in study.runs:
         text = json.dumps(
-            frames.dvc_metrics(run, study.results.study.metric),
+            frames.dvc_metrics(study, run),
             indent=2,
             ensure_ascii=False,
             allow_nan=False,
@@ -39,13 +39,23 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
     frames.curves(results, results.steps, ("train_loss", "lr", "grad_norm")).write_csv(reports / "curves.csv")
     frames.curves(results, results.evals, ("val_loss",)).write_csv(reports / "validation.csv")
     trade_offs.trade_offs(study).write_csv(reports / "trade_off.csv")
-    names = dict.fromkeys((results.study.metric, "tokens_per_second", "peak_memory_gib", "activation_mib"))
+    pace = measures.speed(study.labelled)
+    names = dict.fromkeys((results.study.metric, pace, "peak_memory_gib", "activation_mib"))
     frames.bars(study, tuple(names)).write_csv(reports / "bars.csv")
 
 
 def write_tables(reports: Path, study: summary.Summary) -> Path:
-    """table.csv, table.md, table.tex and report.html; returns the report's path."""
+    """table.csv, table.md, table.tex and report.html; returns the report's path.
+
+    Also epochs.csv and, of a study that declares any, scaling.csv and criteria.csv.
+    """
     frames.table_frame(study).write_csv(reports / "table.csv")
+    epochs.csv_frame(study.results).write_csv(reports / "epochs.csv")
+    declared = {"scaling.csv": scaling.scaling_frame(study), "criteria.csv": criteria.criteria_frame(study)}
+    for name, frame in declared.items():
+        (reports / name).unlink(missing_ok=True)  # of what the study declared before
+        if not frame.is_empty():
+            frame.write_csv(reports / name)
     (reports / "table.md").write_text(tables.markdown(study), encoding="utf-8")
     (reports / "table.tex").write_text(tables.latex(study), encoding="utf-8")
     page = reports / "report.html"
@@ -54,26 +64,42 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
 
 
 def show(console: Console, study: summary.Summary) -> None:
-    """The comparison in the terminal: question, verdict, results, cost, findings, footnotes."""
+    """The comparison in the terminal: question, criteria, verdict, results, cost, findings, footnotes."""
     plan = study.results.study
-    console.print(f"\nStudy {plan.name}: {plan.question}\n\n{words.headline(study)}\n")
+    said = "\n\n".join(part for part in (tables.outcome(study), words.headline(study)) if part)
+    console.print(f"\nStudy {plan.name}: {plan.question}\n\n{said}\n")
     quality = f"Results: mean ± 95 % interval over seeds, difference to {plan.baseline}"
     cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
-    for title, (heads, cells) in ((quality, tables.quality_table(study)), (cost, tables.cost_table(study))):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, head in enumerate(heads):
-            wrapped = "\n".join(wrap(head, 11))
-            if place == 0:  # a long run name folds, a number never does
-                table.add_column(wrapped, overflow="fold")
-            else:
-                table.add_column(wrapped, justify="right", no_wrap=True)
-        for line in cells:
-            table.add_row(*line)
-        console.print(table)
+    show_table(console, quality, tables.quality_table(study))
+    show_table(console, cost, tables.cost_table(study))
+    for title, table in tables.outcome_tables(study):
+        show_table(console, title, table)
     for found in findings.findings(study):
         console.print(f"- {found.text}")
     for note in words.footnotes(study):
         console.print(f"* {note}")
+
+
+def show_course(console: Console, study: summary.Summary) -> None:
+    """The course of the baseline's training: every run's is in the report."""
+    run = study.results.study.baseline
+    if (table := outcome_tables.epoch_table(study, run)) is not None:
+        show_table(console, outcome_tables.epoch_caption(study, run), table)
+
+
+def show_table(console: Console, title: str, content: outcome_tables.Table) -> None:
+    """A table under its title, its heads in several lines."""
+    heads, cells = content
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(heads):
+        wrapped = "\n".join(wrap(head, 11, break_long_words=False))
+        if place == 0:  # a long run name folds, a number never does
+            table.add_column(wrapped, overflow="fold")
+        else:
+            table.add_column(wrapped, justify="right", no_wrap=True)
+    for line in cells:
+        table.add_row(*line)
+    console.print(table)
 
 
 def main(arguments: list[str]) -> int:
@@ -99,6 +125,7 @@ def main(arguments: list[str]) -> int:
     width = None if sys.stdout.isatty() else WIDTH
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     show(console, study)
+    show_course(console, study)
     console.print(f"\nReport: {page}", soft_wrap=True)
     return 0
 

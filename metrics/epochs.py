@@ -1,0 +1,130 @@
+"""The course of a training, a row an evaluation: epoch, training loss and seconds since the one before, validation.
+
+Frames only. An epoch is samples seen over those there are, never a time. Must not read or write files.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from metrics import statistics
+from metrics.measures import distinct_share
+from metrics.rows import Results, RunSeed
+from metrics.summary import Summary
+from metrics.words import short, with_interval
+
+COLUMNS = (
+    "epoch",  # different samples seen / samples of an epoch; null where the run does not say
+    "train_loss",  # mean over the steps since the evaluation before
+    "seconds",  # of training in those steps; evaluating is not in it
+    "seconds_total",  # of training up to here
+    "val_loss",
+    "val_accuracy",  # share; null of a language model
+)
+
+
+def epochs(results: Results) -> pl.DataFrame:
+    """Columns run, seed, step, tokens_seen, COLUMNS, best: a row an evaluation of each complete run and seed.
+
+    best: "yes" at the evaluation that `best_by` finds best, the first of equals.
+    """
+    parts = [_of_seed(results, one) for one in results.runs if one.state == "complete"]
+    words = {"run": pl.String, "seed": pl.Int32, "step": pl.Int64, "tokens_seen": pl.Int64}
+    schema = words | dict.fromkeys(COLUMNS, pl.Float64)
+    frame = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
+    return _marked(frame.select(*schema), results, ("run", "seed"))
+
+
+def mean_epochs(results: Results, frame: pl.DataFrame | None = None) -> pl.DataFrame:
+    """The same over the seeds of a run: mean, and lowest and highest seed (COLUMNS, each also _low and _high).
+
+    An evaluation counts only when every complete seed of the run has it.
+    """
+    frame = epochs(results) if frame is None else frame
+    seeds = frame.group_by("run").agg(pl.col("seed").n_unique().alias("all"))
+    stats = [pl.col(c).mean() for c in COLUMNS]
+    stats += [pl.col(c).min().alias(f"{c}_low") for c in COLUMNS]
+    stats += [pl.col(c).max().alias(f"{c}_high") for c in COLUMNS]
+    mean = frame.group_by("run", "step", maintain_order=True).agg(
+        pl.len().alias("seeds"), pl.col("tokens_seen").first(), *stats
+    )
+    mean = mean.join(seeds, on="run", maintain_order="left").filter(pl.col("seeds") == pl.col("all"))
+    return _marked(mean.drop("seeds", "all"), results, ("run",))
+
+
+def csv_frame(results: Results) -> pl.DataFrame:
+    """Every seed's rows and, of each run, their mean (seed "mean"), without columns that no run has."""
+    each = epochs(results)
+    mean = mean_epochs(results, each).with_columns(pl.lit("mean").alias("seed")).select(*each.columns)
+    whole = pl.concat([each.with_columns(pl.col("seed").cast(pl.String)), mean])
+    whole = pl.concat([whole.filter(pl.col("run") == run) for run in results.study.runs])
+    return whole.select(
+        c for c in whole.columns if c in ("run", "seed") or whole[c].null_count() < whole.height
+    )
+
+
+def best_by(results: Results) -> str:
+    """The column that says which evaluation is best: accuracy, where there is one."""
+    return "val_accuracy" if results.labelled else "val_loss"
+
+
+def epoch_seconds(results: Results) -> dict[str, dict[int, float]]:
+    """run -> seed -> seconds of training for one epoch, over the whole training; empty where none is known."""
+    last = epochs(results).group_by("run", "seed", maintain_order=True).last()
+    found: dict[str, dict[int, float]] = {run: {} for run in results.study.runs}
+    for row in last.filter(pl.col("epoch") > 0).to_dicts():
+        found[row["run"]][row["seed"]] = row["seconds_total"] / row["epoch"]
+    return found
+
+
+def epoch_bars(summary: Summary) -> pl.DataFrame:
+    """Columns run, label, value, low, high: seconds of training for one epoch, for runs whose costs compare."""
+    seconds = epoch_seconds(summary.results)
+    rows = []
+    for run in summary.comparable:
+        if seconds[run.run] and not run.costs_not_comparable:
+            one = statistics.mean_interval(list(seconds[run.run].values()))
+            half = one.half_width
+            ends = (None, None) if half is None else (one.mean - half, one.mean + half)
+            rows.append((run.run, f"{short(run.run)}: {with_interval(one)}", one.mean, *ends))
+    words = dict.fromkeys(("run", "label"), pl.String)
+    return pl.DataFrame(
+        rows, schema=words | dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"
+    )
+
+
+def _of_seed(results: Results, one: RunSeed) -> pl.DataFrame:
+    own = (pl.col("run") == one.run) & (pl.col("seed") == one.seed)
+    evals = results.evals.filter(own).sort("step")
+    if "val_accuracy" not in evals.columns:
+        evals = evals.with_columns(pl.lit(None, pl.Float64).alias("val_accuracy"))
+    steps = results.steps.filter(own).sort("step").select("step", "train_loss", "step_seconds")
+    # Each step belongs to the next evaluation at or after it.
+    ends = evals.select(pl.col("step"), pl.col("step").alias("part"))
+    steps = steps.join_asof(ends, on="step", strategy="forward").filter(pl.col("part").is_not_null())
+    parts = steps.group_by("part").agg(
+        pl.col("train_loss").mean(), pl.col("step_seconds").sum().alias("seconds")
+    )
+    frame = evals.join(parts, left_on="step", right_on="part", how="left", maintain_order="left")
+    return frame.with_columns(
+        (pl.col("tokens_seen") * pl.lit(_epochs_per_token(one), pl.Float64)).alias("epoch"),
+        pl.col("seconds").cum_sum().alias("seconds_total"),
+    ).select("run", "seed", "step", "tokens_seen", *COLUMNS)
+
+
+def _epochs_per_token(one: RunSeed) -> float | None:
+    """Of different samples: reading one twice in a step is no progress through an epoch."""
+    samples, epoch = one.metrics.get("samples"), one.metrics.get("samples_per_epoch")
+    if not samples or not epoch or not one.metrics.get("tokens"):
+        return None
+    return samples * distinct_share(one) / one.metrics["tokens"] / epoch
+
+
+def _marked(frame: pl.DataFrame, results: Results, by: tuple[str, ...]) -> pl.DataFrame:
+    """With the column best."""
+    name = best_by(results)
+    finite = pl.when(pl.col(name).is_finite()).then(pl.col(name))
+    best = finite.max() if name == "val_accuracy" else finite.min()
+    there = (finite == best.over(by)).fill_null(False)
+    first = there & (there.cast(pl.Int32).cum_sum().over(by) == 1)
+    return frame.with_columns(pl.when(first).then(pl.lit("yes")).otherwise(pl.lit("no")).alias("best"))

@@ -1,0 +1,133 @@
+"""The tables of criteria, of scaling and of the course of a training as words; only those that a study has rows for.
+
+Must not compute a result: numbers and sentences come from metrics/.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from metrics.criteria import criteria
+from metrics.epochs import best_by, mean_epochs
+from metrics.measures import METRICS, Metric
+from metrics.scaling import PARTS, TOGETHER, Scaling, scalings
+from metrics.statistics import Estimate, Ratio
+from metrics.summary import Summary
+from metrics.words import number, with_interval
+
+Table = tuple[list[str], list[list[str]]]  # heads, rows of cells
+Captioned = tuple[str, Table]
+
+SPEEDUP = (
+    "Scaling: different samples a second of all processes together, against a run in one process; 95 % interval over "
+    "paired seeds"
+)
+LOST = "Scaling, where the time goes: % of a step, 95 % interval over seeds; the parts add up to what is lost"
+CRITERIA = "Criteria: what the study set out to reach"
+EPOCHS = (  # step → head
+    ("step", "step"),
+    ("epoch", "epoch"),
+    ("train_loss", METRICS["train_loss"].label),
+    ("seconds", "training (s)"),
+    ("seconds_total", "so far (s)"),
+    ("val_loss", METRICS["val_loss"].label),
+    ("val_accuracy", METRICS["val_accuracy"].axis),
+    ("best", "best"),
+)
+
+
+def ratio_text(ratio: Ratio | None) -> str:
+    """`0.78 (0.75–0.81)`: the mean and its interval."""
+    if ratio is None:
+        return "–"
+    mean, low, high = (
+        None if v is None else f"{v:.2f}" if v >= 0.1 else number(v, 2)  # noqa: PLR2004
+        for v in (ratio.mean, ratio.low, ratio.high)
+    )
+    return str(mean) if low is None or low == high else f"{mean} ({low}–{high})"
+
+
+def criteria_tables(summary: Summary) -> list[Captioned]:
+    """Run, measure, value, what was wanted, pass or fail: a row a criterion; nothing for a study without any."""
+    rows = [[one.run, one.metric.label, one.shown, one.bound, one.result] for one in criteria(summary)]
+    return [(CRITERIA, (["run", "measure", "value", "wanted", "result"], rows))] if rows else []
+
+
+def scaling_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
+    """Speedup, and where the time goes: two tables, or one where there is room for it. A row a declared pair."""
+    found = scalings(summary)
+    if not found:
+        return []
+    speedup, lost = _speedup(found), _lost(found)
+    if not wide:
+        return [(SPEEDUP, speedup), (LOST, lost)]
+    rows = [[*one, *other[1:]] for one, other in zip(speedup[1], lost[1], strict=True)]
+    return [(f"{SPEEDUP}. {LOST[len('Scaling, ') :].capitalize()}", ([*speedup[0], *lost[0][1:]], rows))]
+
+
+def _speedup(found: tuple[Scaling, ...]) -> Table:
+    heads = ["run", "reference", "kind", "processes", "batch size", "samples/s", "speedup", "efficiency (%)"]
+    rows = []
+    for one in found:
+        efficiency = one.efficiency and one.efficiency.times(100)
+        measured = ["–"] * 5
+        if not one.reason:
+            measured = [str(one.processes), f"{one.batch_size:,}", with_interval(one.samples_per_second)]
+            measured += [ratio_text(one.speedup), _percents(efficiency)]
+        rows.append([one.run, one.reference, one.kind, *measured])
+    return heads, rows
+
+
+def _percents(ratio: Ratio | None) -> str:
+    """`61.2 (58.0–64.5)`."""
+    if ratio is None:
+        return "–"
+    interval = "" if ratio.low is None else f" ({ratio.low:.1f}–{ratio.high:.1f})"
+    return f"{ratio.mean:.1f}{interval}"
+
+
+def _lost(found: tuple[Scaling, ...]) -> Table:
+    names = [*PARTS, *([TOGETHER] if any(one.untold for one in found) else [])]
+    rows = [[one.run, _share(one.lost), *(_share(one.parts.get(name)) for name in names)] for one in found]
+    return ["run", "lost", *names], rows
+
+
+def _share(estimate: Estimate | None) -> str:
+    """In percent, to a tenth: finer is noise."""
+    if estimate is None:
+        return "–"
+    half = estimate.half_width
+    mean = f"{100 * estimate.mean:.1f}".replace("-", "−")
+    return mean if half is None else f"{mean} ± {100 * half:.1f}"
+
+
+def epoch_table(summary: Summary, run: str) -> Table | None:
+    """A row an evaluation, means over seeds, the best marked; columns that the run has."""
+    own = mean_epochs(summary.results).filter(pl.col("run") == run)
+    if own.is_empty():
+        return None
+    columns = [(name, head) for name, head in EPOCHS if own[name].null_count() < own.height]
+    rows = [[_epoch_cell(name, row[name]) for name, _ in columns] for row in own.to_dicts()]
+    return [head for _, head in columns], rows
+
+
+def _epoch_cell(name: str, value: float | str | int | None) -> str:
+    if name == "best":
+        return "best" if value == "yes" else ""
+    if name == "step":
+        return f"{value:,}"
+    assert not isinstance(value, str)
+    if value is not None and name == "epoch":
+        return f"{value:.2f}"
+    factor = METRICS[name].factor if name in METRICS else 1
+    return number(None if value is None else value * factor)
+
+
+def epoch_caption(summary: Summary, run: str) -> str:
+    """What a run's epoch table shows, and by what the best row is."""
+    by: Metric = METRICS[best_by(summary.results)]
+    seeds = len(summary.of(run).complete_seeds)
+    means = f"means over {seeds} seeds" if seeds > 1 else "one seed"
+    return (
+        f"{run}: each evaluation, {means}; training loss and seconds since the one before; best by {by.label}"
+    )

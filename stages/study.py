@@ -1,0 +1,224 @@
+"""What a study's own keys must be, and what they must not be together: question, runs, axis, scaling, criteria.
+
+Every function gives problems in words, none where all is well. Must not read or write files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator
+
+from engine.config import SETTINGS, is_effective, nearest
+from engine.data import LABELLED
+from metrics.measures import (
+    AXES,
+    KINDS,
+    LABELLED_METRICS,
+    METRICS,
+    SCALED,
+    SCALING_MEASURES,
+    STUDY_METRICS,
+)
+
+STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "seeds": list, "runs": dict}
+# Study keys that may be left out, with their defaults.
+OPTIONAL = {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": []}
+PLANNED = ("study", "run", "seed")  # settings that the plan fills in
+BOUNDS = ("at_least", "at_most")
+MEASURES = (*METRICS, *SCALING_MEASURES)
+
+
+def study_problems(study: dict, dataset: object) -> list[str]:
+    """Problems with the study's own keys, apart from its settings but for what `dataset` it is of."""
+    problems = []
+    for key, kind in STUDY_KEYS.items():
+        if not isinstance(study.get(key), kind) or not study[key]:
+            problems.append(f"{key} = {study.get(key)!r}: must be a non-empty {kind.__name__}")
+    if problems:
+        return problems
+    runs, seeds = study["runs"], study["seeds"]
+    if study["baseline"] not in runs:
+        problems.append(f"baseline = {study['baseline']!r}: must be one of the runs {', '.join(runs)}")
+    problems += _metric_problems(study["metric"], dataset)
+    if study["axis"] not in list(AXES):
+        problems.append(f"axis = {study['axis']!r}: must be one of {', '.join(AXES)}")
+    if isinstance(study["frozen"], list):
+        problems += [
+            f"frozen: {name!r} is an unknown setting{nearest(str(name))}"
+            for name in study["frozen"]
+            if name not in list(SETTINGS)
+        ]
+    else:
+        problems.append(f"frozen = {study['frozen']!r}: must be a list of settings")
+    if not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
+        problems.append(f"seeds = {seeds!r}: must be distinct whole numbers ≥ 0")
+    problems += [
+        f"runs.{name}: must be a mapping of settings, or {{}}"
+        for name, own in runs.items()
+        if not isinstance(own, dict)
+    ]
+    scaled = list(_scaling_key_problems(study["scaling"], runs))
+    return [
+        *problems,
+        *scaled,
+        *_criteria_problems(study["criteria"], runs, () if scaled else study["scaling"]),
+    ]
+
+
+def _metric_problems(metric: str, dataset: object) -> Iterator[str]:
+    labelled = isinstance(dataset, str) and dataset in LABELLED
+    allowed = LABELLED_METRICS if labelled else STUDY_METRICS
+    if metric not in allowed:
+        of_rows = metric in LABELLED_METRICS
+        also = f"; of labelled data only (dataset = {dataset!r} is text)" if of_rows else ""
+        yield f"metric = {metric!r}: must be one of {', '.join(allowed)}{also}"
+
+
+def run_problems(name: str, own: dict, problems: Iterable[str]) -> list[str]:
+    """Problems with what a run sets for itself: `problems` with the values, and settings that are not a run's."""
+    return [f"runs.{name}.{p}" for p in problems] + [
+        f"runs.{name}.{key}: is the study's, not a run's"
+        for key in own
+        if key in PLANNED or (key in SETTINGS and SETTINGS[key].section == "data")
+    ]
+
+
+def fairness_problems(study: dict, base: dict) -> list[str]:
+    """Runs whose settings already say that they could not be compared: a frozen one changed, another budget."""
+    shared = {s.name: s.default for s in SETTINGS.values()} | base
+    baseline = shared | study["runs"][study["baseline"]]
+    problems = []
+    for name, own in study["runs"].items():
+        problems += [
+            f"runs.{name}.{key} = {own[key]!r}: {key} is frozen by the study, which has {shared[key]!r}"
+            for key in study["frozen"]
+            if key in own and SETTINGS[key].typed(own[key]) != SETTINGS[key].typed(shared[key])
+        ]
+        mine, theirs = (_budget(study["axis"], one) for one in (shared | own, baseline))
+        if mine != theirs:
+            problems.append(
+                f"runs.{name}: is given {mine:,} {study['axis']}, the baseline {study['baseline']} {theirs:,}, and "
+                f"the study compares at {AXES[study['axis']].words} (axis = {study['axis']!r}); change its steps, or "
+                "the axis"
+            )
+    return problems
+
+
+def _budget(axis: str, values: dict) -> int:
+    """How much of the axis these settings ask for; 0 where only the run itself can tell."""
+    tokens = values["steps"] * values["batch_size"] * values["context"]
+    return {"tokens": tokens, "steps": values["steps"]}.get(axis, 0)
+
+
+def _one_of(where: str, value: object, allowed: Iterable[str], what: str = "one of") -> Iterator[str]:
+    """A problem, with the nearest name, unless `value` is one of those allowed."""
+    names = list(allowed)
+    if not isinstance(value, str) or value not in names:
+        close = difflib.get_close_matches(str(value), names, n=1)
+        near = f" (nearest: {close[0]})" if close else ""
+        yield f"{where} = {value!r}: must be {what} {', '.join(names)}{near}"
+
+
+def _keys(where: str, value: dict, allowed: tuple[str, ...], needed: tuple[str, ...]) -> Iterator[str]:
+    """Unknown and missing keys of a mapping."""
+    for key in value:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, n=1)
+            near = f" (nearest: {close[0]})" if close else f"; allowed: {', '.join(allowed)}"
+            yield f"{where}.{key}: unknown key{near}"
+    if absent := [key for key in needed if key not in value]:
+        yield f"{where}: lacks {', '.join(absent)}"
+
+
+def _scaling_key_problems(scaling: object, runs: dict) -> Iterator[str]:
+    """Problems with the form of the key `scaling`."""
+    if not isinstance(scaling, dict):
+        yield f"scaling = {scaling!r}: must be a mapping of runs, each to its reference and kind"
+        return
+    for run, declared in scaling.items():
+        where = f"scaling.{run}"
+        if run not in runs:
+            yield from _one_of(where.replace(f".{run}", ""), run, runs, "one of the runs")
+        if not isinstance(declared, dict):
+            yield f"{where} = {declared!r}: must be a mapping with reference and kind"
+            continue
+        yield from _keys(where, declared, ("reference", "kind"), ("reference", "kind"))
+        if "reference" in declared:
+            yield from _one_of(f"{where}.reference", declared["reference"], runs, "one of the runs")
+            if declared["reference"] == run:
+                yield f"{where}.reference = {run!r}: is the run itself"
+        if "kind" in declared:
+            yield from _one_of(f"{where}.kind", declared["kind"], KINDS)
+
+
+def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str]) -> Iterator[str]:
+    """Problems with the key `criteria`; `scaling` has the runs whose speedup will be measured."""
+    if not isinstance(criteria, list):
+        yield f"criteria = {criteria!r}: must be a list, each with run, measure, at_least or at_most"
+        return
+    for place, one in enumerate(criteria):
+        where = f"criteria[{place}]"
+        if not isinstance(one, dict):
+            yield f"{where} = {one!r}: must be a mapping with run, measure, at_least or at_most"
+            continue
+        yield from _keys(where, one, ("run", "measure", *BOUNDS), ("run", "measure"))
+        if "run" in one:
+            yield from _one_of(f"{where}.run", one["run"], runs, "one of the runs")
+        if "measure" in one:
+            yield from _one_of(f"{where}.measure", one["measure"], MEASURES)
+            if one["measure"] in SCALING_MEASURES and one.get("run") not in list(scaling):
+                yield f"{where}.measure = {one['measure']!r}: scaling does not declare {one.get('run')!r}"
+        yield from _bound_problems(where, one)
+
+
+def _bound_problems(where: str, one: dict) -> Iterator[str]:
+    bounds = {key: one[key] for key in BOUNDS if key in one}
+    if not bounds:
+        yield f"{where}: lacks at_least or at_most"
+    bad = {k: v for k, v in bounds.items() if type(v) not in (int, float) or not math.isfinite(v)}
+    for key, value in bad.items():
+        yield f"{where}.{key} = {value!r}: must be a finite number"
+    if bad:
+        return
+    if len(bounds) == len(BOUNDS) and bounds["at_least"] > bounds["at_most"]:
+        yield f"{where}: at_least = {bounds['at_least']} is above at_most = {bounds['at_most']}"
+    metric = METRICS.get(str(one.get("measure")))
+    if one.get("measure") == "efficiency" or (metric and metric.unit == "%"):
+        for key, value in bounds.items():
+            if not 0 <= value <= 1 and not (one["measure"] == "efficiency" and key == "at_most"):
+                yield f"{where}.{key} = {value!r}: must be a share from 0 to 1 ({value / 100:g} for {value:g} %)"
+
+
+def scaling_problems(study: dict, base: dict) -> list[str]:
+    """Declared pairs that are not what they are said to be, by the settings of both runs."""
+    shared = {s.name: s.default for s in SETTINGS.values()} | base
+    problems = []
+    for run, declared in study["scaling"].items():
+        own, its = (shared | study["runs"][name] for name in (run, declared["reference"]))
+        problems += _pair_problems(run, declared["reference"], declared["kind"], own, its)
+    return problems
+
+
+def _pair_problems(run: str, reference: str, kind: str, own: dict, its: dict) -> Iterator[str]:
+    where, processes = f"scaling.{run}", max(own["processes"], 1)
+    if processes == 1:
+        yield f"{where}: runs.{run}.processes = {own['processes']}: must be 2 or more, to be faster than one"
+    if its["processes"] > 1:
+        yield f"{where}.reference: runs.{reference}.processes = {its['processes']}: must be 1"
+    for name, values in ((run, own), (reference, its)):
+        if not values["scaling_probe_steps"]:
+            yield f"{where}: runs.{name}.scaling_probe_steps = 0: must be 1 or more, for its steps to be timed"
+    wanted = its["batch_size"] * (processes if kind == "weak" else 1)
+    if own["batch_size"] != wanted:
+        yield (
+            f"{where}.kind = {kind!r}: is {KINDS[kind]}, which would be batch_size = {wanted} with the "
+            f"{its['batch_size']} of {reference}; runs.{run} has {own['batch_size']}"
+        )
+    for key in own:
+        mine, theirs = (v[key] if is_effective(key, v) else SETTINGS[key].default for v in (own, its))
+        if key not in SCALED and SETTINGS[key].typed(mine) != SETTINGS[key].typed(theirs):
+            yield (
+                f"{where}: runs.{run} has {key} = {mine!r}, {reference} {theirs!r}; between them only spreading, "
+                "batch, steps and lr may differ"
+            )
