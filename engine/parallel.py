@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from engine import compiling
+from engine import compiling, preflight
 from engine.config import Config, Parallel
 from engine.errors import ConfigError
 
@@ -42,6 +42,8 @@ class Ranks:
     device: torch.device
     tensor_size: int = 1  # ranks that split every matrix product between them
     dims: Any = field(default=None, repr=False)  # torchtitan's ParallelDims; None for one process
+    places: tuple[preflight.Place, ...] = field(default=(), repr=False)  # of all ranks
+    preflight_seconds: float = 0.0  # that it took until they had met
 
     @property
     def is_first(self) -> bool:
@@ -133,7 +135,8 @@ def check(config: Config, world_size: int) -> list[str]:
 def start(settings: Parallel, device: str) -> Ranks:
     """Choose this process's device and join the process group that torchrun describes, if there is one.
 
-    Raises ConfigError when the device is missing or the number of processes does not fit the settings.
+    Raises ConfigError when the device is missing or the number of processes does not fit the settings, and
+    preflight.NotMet when not all processes come or they do not reach each other.
     """
     global _joined  # noqa: PLW0603
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -152,15 +155,23 @@ def start(settings: Parallel, device: str) -> Ranks:
     target = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(target)
+    place = preflight.here(rank, local_rank, target)
     if world_size == 1:
-        return Ranks(rank, world_size, target)
+        return Ranks(rank, world_size, target, places=(place,))
     from engine import titan
 
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=target if on_gpu else None)
+    check = preflight.Preflight(place, world_size, settings.preflight_seconds)
+    check.meet()
+    with check.watched():
+        backend, own = ("nccl", target) if on_gpu else ("gloo", None)
+        dist.init_process_group(backend, store=check.store, rank=rank, world_size=world_size, device_id=own)
+        check.exchange(target)
     # It tells each time that gradient norms and whole weights take two collectives on a mesh of two dimensions.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     dims = titan.parallel_dims(*sizes(settings, world_size), device_type=target.type)
-    _joined = Ranks(rank, world_size, target, settings.tensor_parallel, dims)
+    _joined = Ranks(
+        rank, world_size, target, settings.tensor_parallel, dims, tuple(check.places), check.wall_seconds
+    )
     return _joined
 
 

@@ -16,6 +16,7 @@ from engine import (
     observed,
     outcome,
     parallel,
+    preflight,
     probes,
     rundir,
     runtime,
@@ -39,6 +40,7 @@ def run(config: Config, tokens: Tokens) -> None:
     """Train the run that `config` describes, resuming where an interrupted one stopped."""
     ranks = parallel.start(config.parallel, config.run.device)
     try:
+        preflight.tell(ranks)
         check(config, ranks)
         runtime.after_torch(config.runtime, ranks.device)
         ladder.limit_memory(config.memory, ranks.device)
@@ -195,7 +197,8 @@ class Trainer:
         if self.ranks.is_first:
             for event in self.events:
                 rundir.append_event(self.directory, **event)
-            environment = describe(self.ranks.device, self.ranks.world_size)
+            devices = preflight.device_map(self.ranks.places)
+            environment = describe(self.ranks.device, self.ranks.world_size, devices)
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             self.evals = rundir.Table(self.directory / "evals.csv", ["step", "tokens_seen", "val_loss"])
