@@ -28,9 +28,9 @@ def diverged(run, end: Diverged) -> None:
 
 def complete(run) -> None:
     """Write what `run`, a Trainer that took all its steps, leaves."""
+    drawn = run.shards.prove(run.steps_taken)
     run.write_ledger()
-    drawn = parallel.total(torch.from_numpy(run.drawn.sums).to(run.ranks.device)).cpu().numpy()
-    data_order = run.drawn.digest(drawn, run.tokens.meta["splits"]["train"]["sha256_tokens"])
+    data_order = run.shards.drawn.digest(drawn, run.tokens.meta["splits"]["train"]["sha256_tokens"])
     weights = full_weights(run.model)
     if run.ranks.is_first:
         from safetensors.torch import save_file
@@ -64,6 +64,7 @@ def _summary(run, data_order: str) -> dict:
         "flops": probes.training_flops(run.parameter_count, run.config.model, tokens),
         "step_seconds_median": seconds,
         "tokens_per_second": run.tokens_seen(0) / seconds,
+        **run.shards.figures(seconds),
         **_memory(run, rows),
         **guards.counts(run.step.guard, run.step.loss_scale),
         "train_seconds": sum(float(row["step_seconds"]) for row in rows),

@@ -114,10 +114,12 @@ def check(config: Config, world_size: int) -> list[str]:
     p = config.parallel
     if problems := size_problems(p, world_size):
         return problems
+    if not p.shard_samples and world_size == p.tensor_parallel:
+        problems.append("shard_samples = false: would do nothing where one process reads the samples")
     if p.tensor_parallel > 1:
         from engine import tensor_parallel
 
-        problems = tensor_parallel.check(config)
+        problems += tensor_parallel.check(config)
     sharded = p.data_parallel != "ddp" and world_size > p.tensor_parallel
     if sharded and p.shard_unit == "block" and config.compile.compile == "model":
         problems.append(

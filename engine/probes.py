@@ -72,6 +72,7 @@ class Recorder:
     ):
         """sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
+        self.distinct_share = 1.0  # of the samples that all ranks drew
         self._sees_memory = sees_memory and device.type == "cuda"
         self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
         columns = [
@@ -89,6 +90,10 @@ class Recorder:
         self.table = Table(directory / "steps.csv", columns, every_step=True)
         self._pending: list[tuple] = []
         self._start = None
+
+    def count(self, batch_tokens: int, distinct_share: float) -> None:
+        """What counts of a step, now that it is known what the ranks drew."""
+        self.batch_tokens, self.distinct_share = batch_tokens, distinct_share
 
     def interrupted(self) -> None:
         """The next step's time starts now, and its peak memory is its own."""
@@ -133,7 +138,7 @@ class Recorder:
             "train_loss": loss,
             "grad_norm": grad_norm,
             "step_seconds": seconds,
-            "tokens_per_second": targets / seconds,
+            "tokens_per_second": targets * self.distinct_share / seconds,
             **dict(zip(self.norm_columns, norms, strict=True)),
         }
 

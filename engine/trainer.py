@@ -23,7 +23,7 @@ from engine import (
 )
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
-from engine.data.batches import Drawn, Prefetcher, TrainOrder
+from engine.data.batches import Prefetcher, TrainOrder
 from engine.data.prepare import Tokens
 from engine.environment import describe
 from engine.evaluate import mean_loss
@@ -33,6 +33,7 @@ from engine.memory import StepMemory
 from engine.operations import Operations
 from engine.profiling import Profiler, part
 from engine.samples import Sampler
+from engine.shards import Shards
 from engine.step import Step
 
 
@@ -67,8 +68,8 @@ class Trainer:
         self.identity = rundir.identity(asked)
         t = config.training
         self.order = TrainOrder(tokens.train, config.model.context, t.batch_size, config.run.seed)
-        self.drawn = Drawn(self.order)
-        self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
+        self.shards = Shards(self.order, config.parallel, ranks)
+        self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(config, tokens.meta["vocabulary_size"], ranks)
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
@@ -79,7 +80,7 @@ class Trainer:
             ranks,
             training=t,
             schedule=config.schedule,
-            lr=config.optimizer.lr,
+            lr=config.peak_lr,
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
         )
@@ -106,7 +107,7 @@ class Trainer:
         Raises Diverged, having written what such a run leaves.
         """
         first = self.first_step = self._open_run_directory()
-        self.drawn.resumed(first, self.ranks.data_rank, self.ranks.data_size)
+        self.shards.resumed(first)
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
         self.measured_step = min(first + 2, steps - 1)
@@ -114,8 +115,8 @@ class Trainer:
             self.order,
             first_step=first,
             last_step=steps,
-            rank=self.ranks.data_rank,
-            world=self.ranks.data_size,
+            rank=self.shards.reads[0],
+            world=self.shards.reads[1],
             device=self.ranks.device,
             depth=self.config.runtime.prefetch,
         )
@@ -129,6 +130,8 @@ class Trainer:
             with self.collector, self.batches, self.profiler:
                 self._uncounted()
                 for batch in self.batches:
+                    if batch.step == first:
+                        self._look_at_samples(batch)
                     self._one_step(batch)
                     if self.profiler.step(batch.step):
                         self._uncounted()
@@ -212,13 +215,20 @@ class Trainer:
         return done
 
     def tokens_seen(self, step: int) -> int:
-        """Tokens trained on up to the end of `step`."""
-        return (step + 1) * self.config.training.batch_size * self.config.model.context
+        """Tokens trained on up to the end of `step`; of samples that several ranks read, once."""
+        return (step + 1) * self.shards.distinct * self.config.model.context
 
     @property
     def steps_here(self) -> int:
         """Steps taken in this process, which may have resumed the run."""
         return self.steps_taken - self.first_step
+
+    def _look_at_samples(self, batch) -> None:
+        """Before the first step: whether the ranks drew different samples, and how many count."""
+        self.shards.look(batch.step, batch.sample_ids)
+        if self.ranks.is_first:
+            self.recorder.count(self.tokens_seen(0), self.shards.distinct / self.shards.of_one_step)
+            self._uncounted()
 
     def _one_step(self, batch) -> None:
         device = self.ranks.device
@@ -231,7 +241,7 @@ class Trainer:
         measured = (
             self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
         )
-        self.drawn.add(batch.step, batch.sample_ids)
+        self.shards.drawn.add(batch.step, batch.sample_ids)
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
             if is_measured:
