@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from engine import compiling, guards, parallel, probes, rundir
+from engine import compiling, guards, parallel, probes, rundir, scaling
 from engine.evaluate import evaluated, figures
 from engine.guards import Diverged
 
@@ -36,7 +36,11 @@ def complete(run) -> None:
         from safetensors.torch import save_file
 
         save_file(weights, run.directory / "model.safetensors")
-        rundir.write_json(run.directory / "metrics.json", _summary(run, data_order))
+        metrics = _summary(run, data_order)
+    run.ledger += scaling.probe(run)
+    if run.ranks.is_first:
+        run.keep_ledger()
+        rundir.write_json(run.directory / "metrics.json", metrics)
     run.checkpoints.discard()
 
 

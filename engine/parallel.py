@@ -235,6 +235,28 @@ def loss_factor(model: nn.Module) -> float:
     return float(model.process_group.size()) if is_averaged else 1.0
 
 
+def exchange(model: nn.Module, ranks: Ranks) -> tuple[str, str]:
+    """(how `model`, spread, exchanges gradients, or none; why it cannot do without, or '')."""
+    if ranks.world_size == 1:
+        return "none", ""
+    if ranks.tensor_size > 1:
+        return "", "tensor parallel ranks exchange activations within every block"
+    if hasattr(model, "set_requires_gradient_sync"):
+        return "", "sharded weights are gathered from the other ranks in every step"
+    return "ddp", ""
+
+
+@contextlib.contextmanager
+def alone():
+    """Inside, nothing is exchanged between ranks, for a model that can do without: see `exchange`."""
+    global _joined  # noqa: PLW0603
+    before, _joined = _joined, None
+    try:
+        yield
+    finally:
+        _joined = before
+
+
 @contextlib.contextmanager
 def synchronise_if(model: nn.Module, last: bool):
     """Exchange gradients in this backward pass, and free weights kept until then, only if it is the step's `last`."""
@@ -243,7 +265,7 @@ def synchronise_if(model: nn.Module, last: bool):
         if model.keep_gathered:  # the next micro-batch needs the same weights
             model.set_reshard_after_backward(last)
         yield
-    elif isinstance(model, nn.parallel.DistributedDataParallel) and not last:
+    elif isinstance(model, nn.parallel.DistributedDataParallel) and not (last and _joined):
         with model.no_sync():
             yield
     else:
@@ -269,8 +291,19 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def of_all_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The one-dimensional `tensor` of every rank of the run, one after another. All have the same size."""
+    if not _joined:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(_joined.world_size)]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
 def sum_over_replicas(tensors: list[torch.Tensor]) -> int:
     """Add up each of `tensors` over all ranks that read different data, in place; how many ranks that were."""
+    if not _joined:
+        return 1
     if dist.get_backend(_joined.data_group) == "nccl":
         with dist._coalescing_manager(_joined.data_group):  # one launch for all of them
             for tensor in tensors:

@@ -94,6 +94,7 @@ class Trainer:
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
         self.steps_taken = 0
+        self.waits: list[float] = []  # for data, of each step in this process
         self.seen: observed.Observed | None = None
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
@@ -223,6 +224,14 @@ class Trainer:
         """Steps taken in this process, which may have resumed the run."""
         return self.steps_taken - self.first_step
 
+    def micro_batches(self, batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The batch on the device, in parts that are forward passes."""
+        device = self.ranks.device
+        with part("data"):
+            inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
+            targets = batch.targets.to(device, non_blocking=True).split(self.micro)
+        return list(zip(inputs, targets, strict=True))
+
     def _look_at_samples(self, batch) -> None:
         """Before the first step: whether the ranks drew different samples, and how many count."""
         self.shards.look(batch.step, batch.sample_ids)
@@ -231,17 +240,14 @@ class Trainer:
             self._uncounted()
 
     def _one_step(self, batch) -> None:
-        device = self.ranks.device
-        with part("data"):
-            inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
-            targets = batch.targets.to(device, non_blocking=True).split(self.micro)
-        micro_batches = list(zip(inputs, targets, strict=True))
+        micro_batches = self.micro_batches(batch)
         is_measured = batch.step == self.measured_step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         measured = (
             self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
         )
         self.shards.drawn.add(batch.step, batch.sample_ids)
+        self.waits.append(batch.wait_seconds)
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
             if is_measured:
@@ -270,9 +276,12 @@ class Trainer:
 
     def write_ledger(self) -> None:
         """As things are now; every rank must call this."""
-        lines = observed.of_run(self.config, self.seen, self)
+        self.ledger = observed.of_run(self.config, self.seen, self)
+        self.keep_ledger()
+
+    def keep_ledger(self) -> None:
         if self.ranks.is_first:
-            rundir.write_json(self.directory / "ledger.json", as_dict(lines))
+            rundir.write_json(self.directory / "ledger.json", as_dict(self.ledger))
 
     def _report(self, step: int) -> None:
         if not self.ranks.is_first:
