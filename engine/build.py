@@ -26,7 +26,8 @@ from engine.step import AUTOCAST
 def check(config: Config, ranks: parallel.Ranks) -> None:
     """Raise ConfigError for what only shows once devices and processes are known."""
     t = config.training
-    per_rank, rest = divmod(t.batch_size, ranks.data_size)
+    per_rank = config.rank_sequences(ranks.data_size)
+    rest = config.parallel.shard_samples and t.batch_size % ranks.data_size
     micro = t.micro_batch_size or per_rank
     problems = [
         *parallel.check(config, ranks.world_size),

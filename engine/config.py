@@ -7,9 +7,11 @@ settings are in engine/rules.py.
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from engine import rules
@@ -509,6 +511,24 @@ class Config:
     def directory(self) -> Path:
         """Where this run writes, relative to the working directory."""
         return Path("results") / self.run.study / f"{self.run.run}-{self.run.seed}"
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the schedule's peak: lr, times what lr_rule makes of batch_size / lr_batch_size.
+
+        In decimals, as one would work it out by hand.
+        """
+        o, batch = self.optimizer, self.training.batch_size
+        if o.lr_rule == "none":
+            return o.lr
+        ratio = Fraction(batch, o.lr_batch_size)
+        if o.lr_rule == "linear":
+            return float(Fraction(repr(o.lr)) * ratio)
+        return o.lr * math.sqrt(ratio)
+
+    def rank_sequences(self, data_size: int) -> int:
+        """Sequences of a step that each of `data_size` ranks reads: its part, or without shards all of them."""
+        return self.training.batch_size // (data_size if self.parallel.shard_samples else 1)
 
     @property
     def tokens_directory(self) -> Path:

@@ -3,6 +3,7 @@
 It must not decide anything about the run; it only looks.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from engine import (
     placement,
     pretrained,
     runtime,
+    schedule,
 )
 from engine.config import Config
 from engine.ledger import Line
@@ -69,8 +71,10 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         ladder.limit_line(config.memory, seen.ranks.device, run.memory.peak_bytes),
         *compiling.lines(config.compile, seen.operations.graph_replays),
         *data(config, run, model.drawn_with),
+        learning_rate(config, run.optimizer, run.steps_taken),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
+        *run.shards.lines(),
         *run.batches.lines(config.runtime.prefetch),
         *run.profiler.lines(),
         *pretrained.lines(model, config.model),
@@ -93,12 +97,29 @@ def launch(config: Config, seen: Observed, device: torch.device) -> list[Line]:
     ]
 
 
+def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
+    """What the optimizer's groups had at the newest step, against the schedule and what lr_rule makes of lr."""
+    o, b, peak = config.optimizer, config.training.batch_size, config.peak_lr
+    scale = schedule.of_step(config.schedule, steps_taken - 1, config.training.steps)
+    found = [group["lr"] for group in optimizer.param_groups]
+    rule = (
+        f" = {o.lr:g} × {'√' * (o.lr_rule == 'sqrt')}({b} / {o.lr_batch_size})" if o.lr_rule != "none" else ""
+    )
+    return Line(
+        "lr",
+        f"{peak:g}{rule}",
+        " and ".join(sorted({f"{lr / scale:g}" if scale else f"{lr:g} × 0" for lr in found})),
+        f"param_groups at step {steps_taken - 1}, where the schedule has {scale:g} of its peak",
+        all(math.isclose(lr, peak * scale, rel_tol=1e-9) for lr in found),
+    )
+
+
 def batch(config: Config, seen: Observed, targets: int) -> list[Line]:
     """How many samples a step had, and whether they were all different; targets: of one sample."""
     size, replicas = config.training.batch_size, seen.ranks.data_size
     tokens = seen.targets // targets * config.model.context
-    micro = size // replicas // seen.accumulation
     distinct, drawn = len(set(seen.sample_ids)), len(seen.sample_ids)
+    micro = drawn // replicas // seen.accumulation
     return [
         Line(
             "batch_size",
@@ -111,7 +132,7 @@ def batch(config: Config, seen: Observed, targets: int) -> list[Line]:
         Line(
             "samples",
             f"{size} distinct",
-            f"{distinct} distinct",
+            f"{distinct} distinct" + (f" of {drawn} drawn" if distinct != drawn else ""),
             f"ids of the samples of one step, from all ranks: {drawn} in all",
             distinct == drawn == size,
         ),

@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from engine import compiling, guards, parallel, probes, rundir
+from engine import compiling, guards, parallel, probes, rundir, scaling
 from engine.evaluate import evaluated
 from engine.guards import Diverged
 
@@ -28,15 +28,19 @@ def diverged(run, end: Diverged) -> None:
 
 def complete(run) -> None:
     """Write what `run`, a Trainer that took all its steps, leaves."""
+    drawn = run.shards.prove(run.steps_taken)
     run.write_ledger()
-    drawn = parallel.total(torch.from_numpy(run.drawn.sums).to(run.ranks.device)).cpu().numpy()
-    data_order = run.drawn.digest(drawn, run.tokens.sha256("train"))
+    data_order = run.shards.drawn.digest(drawn, run.tokens.sha256("train"))
     weights = full_weights(run.model)
     if run.ranks.is_first:
         from safetensors.torch import save_file
 
         save_file(weights, run.directory / "model.safetensors")
-        rundir.write_json(run.directory / "metrics.json", _summary(run, data_order))
+        metrics = _summary(run, data_order)
+    run.ledger += scaling.probe(run)
+    if run.ranks.is_first:
+        run.keep_ledger()
+        rundir.write_json(run.directory / "metrics.json", metrics)
     run.checkpoints.discard()
 
 
@@ -63,6 +67,7 @@ def _summary(run, data_order: str) -> dict:
         "flops": probes.training_flops(run.flop_parameters, run.config.model, tokens),
         "step_seconds_median": seconds,
         "tokens_per_second": run.tokens_seen(0) / seconds,
+        **run.shards.figures(seconds),
         **_memory(run, rows),
         **guards.counts(run.step.guard, run.step.loss_scale),
         "train_seconds": sum(float(row["step_seconds"]) for row in rows),

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from engine import compiling
+from engine import compiling, preflight
 from engine.config import Config, Parallel
 from engine.errors import ConfigError
 
@@ -42,6 +42,8 @@ class Ranks:
     device: torch.device
     tensor_size: int = 1  # ranks that split every matrix product between them
     dims: Any = field(default=None, repr=False)  # torchtitan's ParallelDims; None for one process
+    places: tuple[preflight.Place, ...] = field(default=(), repr=False)  # of all ranks
+    preflight_seconds: float = 0.0  # that it took until they had met
 
     @property
     def is_first(self) -> bool:
@@ -112,10 +114,12 @@ def check(config: Config, world_size: int) -> list[str]:
     p = config.parallel
     if problems := size_problems(p, world_size):
         return problems
+    if not p.shard_samples and world_size == p.tensor_parallel:
+        problems.append("shard_samples = false: would do nothing where one process reads the samples")
     if p.tensor_parallel > 1:
         from engine import tensor_parallel
 
-        problems = tensor_parallel.check(config)
+        problems += tensor_parallel.check(config)
     sharded = p.data_parallel != "ddp" and world_size > p.tensor_parallel
     if sharded and p.shard_unit == "block" and config.compile.compile == "model":
         problems.append(
@@ -133,7 +137,8 @@ def check(config: Config, world_size: int) -> list[str]:
 def start(settings: Parallel, device: str) -> Ranks:
     """Choose this process's device and join the process group that torchrun describes, if there is one.
 
-    Raises ConfigError when the device is missing or the number of processes does not fit the settings.
+    Raises ConfigError when the device is missing or the number of processes does not fit the settings, and
+    preflight.NotMet when not all processes come or they do not reach each other.
     """
     global _joined  # noqa: PLW0603
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -152,15 +157,23 @@ def start(settings: Parallel, device: str) -> Ranks:
     target = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(target)
+    place = preflight.here(rank, local_rank, target)
     if world_size == 1:
-        return Ranks(rank, world_size, target)
+        return Ranks(rank, world_size, target, places=(place,))
     from engine import titan
 
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=target if on_gpu else None)
+    check = preflight.Preflight(place, world_size, settings.preflight_seconds)
+    check.meet()
+    with check.watched():
+        backend, own = ("nccl", target) if on_gpu else ("gloo", None)
+        dist.init_process_group(backend, store=check.store, rank=rank, world_size=world_size, device_id=own)
+        check.exchange(target)
     # It tells each time that gradient norms and whole weights take two collectives on a mesh of two dimensions.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     dims = titan.parallel_dims(*sizes(settings, world_size), device_type=target.type)
-    _joined = Ranks(rank, world_size, target, settings.tensor_parallel, dims)
+    _joined = Ranks(
+        rank, world_size, target, settings.tensor_parallel, dims, tuple(check.places), check.wall_seconds
+    )
     return _joined
 
 
@@ -222,6 +235,28 @@ def loss_factor(model: nn.Module) -> float:
     return float(model.process_group.size()) if is_averaged else 1.0
 
 
+def exchange(model: nn.Module, ranks: Ranks) -> tuple[str, str]:
+    """(how `model`, spread, exchanges gradients, or none; why it cannot do without, or '')."""
+    if ranks.world_size == 1:
+        return "none", ""
+    if ranks.tensor_size > 1:
+        return "", "tensor parallel ranks exchange activations within every block"
+    if hasattr(model, "set_requires_gradient_sync"):
+        return "", "sharded weights are gathered from the other ranks in every step"
+    return "ddp", ""
+
+
+@contextlib.contextmanager
+def alone():
+    """Inside, nothing is exchanged between ranks, for a model that can do without: see `exchange`."""
+    global _joined  # noqa: PLW0603
+    before, _joined = _joined, None
+    try:
+        yield
+    finally:
+        _joined = before
+
+
 @contextlib.contextmanager
 def synchronise_if(model: nn.Module, last: bool):
     """Exchange gradients in this backward pass, and free weights kept until then, only if it is the step's `last`."""
@@ -230,7 +265,7 @@ def synchronise_if(model: nn.Module, last: bool):
         if model.keep_gathered:  # the next micro-batch needs the same weights
             model.set_reshard_after_backward(last)
         yield
-    elif isinstance(model, nn.parallel.DistributedDataParallel) and not last:
+    elif isinstance(model, nn.parallel.DistributedDataParallel) and not (last and _joined):
         with model.no_sync():
             yield
     else:
@@ -256,8 +291,19 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def of_all_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The one-dimensional `tensor` of every rank of the run, one after another. All have the same size."""
+    if not _joined:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(_joined.world_size)]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
 def sum_over_replicas(tensors: list[torch.Tensor]) -> int:
     """Add up each of `tensors` over all ranks that read different data, in place; how many ranks that were."""
+    if not _joined:
+        return 1
     if dist.get_backend(_joined.data_group) == "nccl":
         with dist._coalescing_manager(_joined.data_group):  # one launch for all of them
             for tensor in tensors:

@@ -89,7 +89,7 @@ def estimate(
 
 def sequences(config: Config, ranks: int) -> int:
     """Sequences of one step that one rank trains on. Raises ConfigError if they cannot be divided evenly."""
-    replicas = ranks // config.parallel.tensor_parallel
+    replicas = ranks // config.parallel.tensor_parallel if config.parallel.shard_samples else 1
     own, rest = divmod(config.training.batch_size, replicas)
     if rest or own % (config.training.micro_batch_size or 1):
         raise ConfigError(

@@ -77,6 +77,7 @@ class Recorder:
         sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
         self.targets_per_sample, self.context = targets_per_sample, context
+        self.distinct_share = 1.0  # of the samples that all ranks drew
         self._sees_memory = sees_memory and device.type == "cuda"
         self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
         columns = [
@@ -95,6 +96,10 @@ class Recorder:
         self.table = Table(directory / "steps.csv", columns, every_step=True)
         self._pending: list[tuple] = []
         self._start = None
+
+    def count(self, batch_tokens: int, distinct_share: float) -> None:
+        """What counts of a step, now that it is known what the ranks drew."""
+        self.batch_tokens, self.distinct_share = batch_tokens, distinct_share
 
     def interrupted(self) -> None:
         """The next step's time starts now, and its peak memory is its own."""
@@ -133,7 +138,7 @@ class Recorder:
     def _row(self, fields: dict, values: torch.Tensor, start, stop) -> dict:
         seconds = self.clock.seconds(start, stop)  # waits for `stop`, and so for the copy of `values`
         loss, grad_norm, targets, *norms = values.tolist()
-        samples = targets / self.targets_per_sample
+        samples = targets / self.targets_per_sample * self.distinct_share
         return {
             **fields,
             "tokens_seen": (fields["step"] + 1) * self.batch_tokens,

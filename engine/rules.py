@@ -17,6 +17,8 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_data(config),
         *_model(config.model),
         *_batch(config),
+        *_shards(config.parallel),
+        *_lr(config.optimizer),
         *_steps(config),
         *_memory(config),
         *_gradient_sums(config),
@@ -89,6 +91,7 @@ def _batch(c) -> list[Check]:
     """How the batch divides over processes and micro-batches."""
     batch, tensor, processes = c.training.batch_size, c.parallel.tensor_parallel, c.parallel.processes
     micro, replicas = c.training.micro_batch_size or 1, max(processes // tensor, 1)
+    replicas = replicas if c.parallel.shard_samples else 1
     shared = "processes" if tensor == 1 else "processes / tensor_parallel"
     parts = f"{shared} = {replicas}"
     if c.training.micro_batch_size:
@@ -104,6 +107,33 @@ def _batch(c) -> list[Check]:
             processes % tensor != 0,
             f"processes = {processes}: must be a multiple of tensor_parallel = {tensor}",
         ),
+    ]
+
+
+def _shards(p) -> list[Check]:
+    """Every process reading the same is a mistake, unless it is asked for."""
+    return [
+        (
+            ("shard_samples", "on_shared_samples"),
+            not p.shard_samples and p.on_shared_samples == "refuse",
+            "shard_samples = false: all processes would read the same samples, which is work that counts once; set "
+            "shard_samples = true, or on_shared_samples = 'report' to train all the same and have its figures say so",
+        ),
+        (
+            ("shard_samples", "processes", "tensor_parallel"),
+            not p.shard_samples and p.processes == p.tensor_parallel,
+            "shard_samples = false: would do nothing where one process reads the samples",
+        ),
+    ]
+
+
+def _lr(o) -> list[Check]:
+    return [
+        (
+            ("lr_rule", "lr_batch_size"),
+            o.lr_rule != "none" and not o.lr_batch_size,
+            f"lr_rule = {o.lr_rule!r}: needs lr_batch_size, the batch size for which lr = {o.lr:g} is meant",
+        )
     ]
 
 

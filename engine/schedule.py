@@ -3,6 +3,17 @@
 import math
 
 
+def of_step(settings, step: int, steps: int) -> float:
+    """lr_scale under the `settings`, an engine.config.Schedule."""
+    return lr_scale(
+        step,
+        schedule=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        min_lr_fraction=settings.min_lr_fraction,
+        steps=steps,
+    )
+
+
 def lr_scale(step: int, *, schedule: str, warmup_steps: int, min_lr_fraction: float, steps: int) -> float:
     """The factor on the peak learning rate at `step` (0-based) of `steps`.
 

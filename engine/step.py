@@ -10,7 +10,7 @@ from engine.data.batches import IGNORED
 from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
 from engine.profiling import part
-from engine.schedule import lr_scale
+from engine.schedule import of_step
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,14 +52,7 @@ class Step:
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return it."""
-        s = self.schedule
-        scale = lr_scale(
-            step,
-            schedule=s.schedule,
-            warmup_steps=s.warmup_steps,
-            min_lr_fraction=s.min_lr_fraction,
-            steps=self.training.steps,
-        )
+        scale = of_step(self.schedule, step, self.training.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * scale
         return self.lr * scale

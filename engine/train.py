@@ -6,8 +6,8 @@
 Settings are checked before torch is imported. It writes into results/<study>/<run>-<seed>/ (engine/rundir.py) and
 prints one JSON line an interval. It must not know about studies, DVC or charts.
 
-Exit status: 0 complete, 2 a user's mistake, 3 out of memory, 4 diverged (engine/guards.py), 1 anything else. Under
-torchrun it is each process's own; torchrun's is 1.
+Exit status: 0 complete, 2 a user's mistake, 3 out of memory, 4 diverged (engine/guards.py), 5 the run's processes did
+not all meet (engine/preflight.py), 1 anything else. Under torchrun it is each process's own; torchrun's is 1.
 """
 
 import os
@@ -37,7 +37,7 @@ def main() -> None:
     from engine.launch import tokens_for
 
     tokens = tokens_for(config)
-    from engine import guards, ladder
+    from engine import guards, ladder, preflight
     from engine.trainer import run  # torch is imported from here on
 
     try:
@@ -46,6 +46,9 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":  # all processes come to the same end
             print(f"diverged {end}. {config.directory} says so; {WHAT_NEXT}", file=sys.stderr, flush=True)
         sys.exit(DIVERGED)
+    except preflight.NotMet as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(preflight.NOT_MET)
     except Exception as error:
         if not ladder.is_out_of_memory(error):
             raise

@@ -15,6 +15,7 @@ from engine import (
     observed,
     outcome,
     parallel,
+    preflight,
     probes,
     rundir,
     runtime,
@@ -22,7 +23,7 @@ from engine import (
 )
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
-from engine.data.batches import Drawn, Prefetcher
+from engine.data.batches import Prefetcher
 from engine.data.prepare import Tokens
 from engine.environment import describe
 from engine.guards import Diverged
@@ -31,6 +32,7 @@ from engine.memory import StepMemory
 from engine.operations import Operations
 from engine.profiling import Profiler, part
 from engine.samples import Sampler
+from engine.shards import Shards
 from engine.step import Step
 
 
@@ -38,6 +40,7 @@ def run(config: Config, tokens: Tokens) -> None:
     """Train the run that `config` describes, resuming where an interrupted one stopped."""
     ranks = parallel.start(config.parallel, config.run.device)
     try:
+        preflight.tell(ranks)
         check(config, ranks)
         runtime.after_torch(config.runtime, ranks.device)
         ladder.limit_memory(config.memory, ranks.device)
@@ -65,8 +68,8 @@ class Trainer:
         t = config.training
         self.task = tasks.of(config)
         self.order = self.task.train_order(tokens, config)
-        self.drawn = Drawn(self.order)
-        self.micro = t.micro_batch_size or t.batch_size // ranks.data_size
+        self.shards = Shards(self.order, config.parallel, ranks)
+        self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
             config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
@@ -80,7 +83,7 @@ class Trainer:
             ranks,
             training=t,
             schedule=config.schedule,
-            lr=config.optimizer.lr,
+            lr=config.peak_lr,
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
         )
@@ -94,6 +97,7 @@ class Trainer:
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
         self.steps_taken = 0
+        self.waits: list[float] = []  # for data, of each step in this process
         self.seen: observed.Observed | None = None
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
@@ -107,7 +111,7 @@ class Trainer:
         Raises Diverged, having written what such a run leaves.
         """
         first = self.first_step = self._open_run_directory()
-        self.drawn.resumed(first, self.ranks.data_rank, self.ranks.data_size)
+        self.shards.resumed(first)
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
         self.measured_step = min(first + 2, steps - 1)
@@ -115,8 +119,8 @@ class Trainer:
             self.order,
             first_step=first,
             last_step=steps,
-            rank=self.ranks.data_rank,
-            world=self.ranks.data_size,
+            rank=self.shards.reads[0],
+            world=self.shards.reads[1],
             device=self.ranks.device,
             depth=self.config.runtime.prefetch,
         )
@@ -130,6 +134,8 @@ class Trainer:
             with self.collector, self.batches, self.profiler:
                 self._uncounted()
                 for batch in self.batches:
+                    if batch.step == first:
+                        self._look_at_samples(batch)
                     self._one_step(batch)
                     if self.profiler.step(batch.step):
                         self._uncounted()
@@ -198,7 +204,8 @@ class Trainer:
         if self.ranks.is_first:
             for event in self.events:
                 rundir.append_event(self.directory, **event)
-            environment = describe(self.ranks.device, self.ranks.world_size)
+            devices = preflight.device_map(self.ranks.places)
+            environment = describe(self.ranks.device, self.ranks.world_size, devices)
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS]
@@ -215,26 +222,38 @@ class Trainer:
         return done
 
     def tokens_seen(self, step: int) -> int:
-        """Tokens trained on up to the end of `step`."""
-        return (step + 1) * self.config.training.batch_size * self.config.model.context
+        """Tokens trained on up to the end of `step`; of samples that several ranks read, once."""
+        return (step + 1) * self.shards.distinct * self.config.model.context
 
     @property
     def steps_here(self) -> int:
         """Steps taken in this process, which may have resumed the run."""
         return self.steps_taken - self.first_step
 
-    def _one_step(self, batch) -> None:
+    def micro_batches(self, batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The batch on the device, in parts that are forward passes."""
         device = self.ranks.device
         with part("data"):
             inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
             targets = batch.targets.to(device, non_blocking=True).split(self.micro)
-        micro_batches = list(zip(inputs, targets, strict=True))
+        return list(zip(inputs, targets, strict=True))
+
+    def _look_at_samples(self, batch) -> None:
+        """Before the first step: whether the ranks drew different samples, and how many count."""
+        self.shards.look(batch.step, batch.sample_ids)
+        if self.ranks.is_first:
+            self.recorder.count(self.tokens_seen(0), self.shards.distinct / self.shards.of_one_step)
+            self._uncounted()
+
+    def _one_step(self, batch) -> None:
+        micro_batches = self.micro_batches(batch)
         is_measured = batch.step == self.measured_step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         measured = (
             self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
         )
-        self.drawn.add(batch.step, batch.sample_ids)
+        self.shards.drawn.add(batch.step, batch.sample_ids)
+        self.waits.append(batch.wait_seconds)
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
             if is_measured:
@@ -263,9 +282,12 @@ class Trainer:
 
     def write_ledger(self) -> None:
         """As things are now; every rank must call this."""
-        lines = observed.of_run(self.config, self.seen, self)
+        self.ledger = observed.of_run(self.config, self.seen, self)
+        self.keep_ledger()
+
+    def keep_ledger(self) -> None:
         if self.ranks.is_first:
-            rundir.write_json(self.directory / "ledger.json", as_dict(lines))
+            rundir.write_json(self.directory / "ledger.json", as_dict(self.ledger))
 
     def _report(self, step: int) -> None:
         if not self.ranks.is_first:

@@ -74,6 +74,7 @@ class Drawn:
 
     def __init__(self, order: Order):
         self.order, self.sums = order, np.zeros(2, dtype=np.int64)
+        self.count = 0  # samples of this rank
 
     def resumed(self, steps: int, rank: int, world: int) -> None:
         """Add what an interrupted run drew in its first `steps` steps; they follow from the seed alone."""
@@ -82,6 +83,7 @@ class Drawn:
 
     def add(self, step: int, sample_ids: np.ndarray) -> None:
         """Add the samples that this rank trained on in `step`, ids of shape (B,)."""
+        self.count += len(sample_ids)
         for lane in range(2):
             start = np.array([2 * step + lane], dtype=np.uint64)
             words = _mixed(sample_ids.astype(np.uint64) ^ _mixed(start))

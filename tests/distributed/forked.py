@@ -2,11 +2,12 @@
 
     forked.py RUNS.json
 
-RUNS.json: a list of {name, processes, file, stop_at, unspread, same_samples, poison}. With `stop_at` a process fails
-just before that step (0-based); with `unspread` the engine's own spreading does nothing; with `same_samples` every
-rank reads what the first one does; `poison` is what poisoned.py does in a rank. The exit statuses of each run's
-processes are written to exits.json, and what a process opened for writing, made, renamed or removed below results/ to
-writes-NAME-RANK.json. Each run's processes meet through a store on a port that the system chooses, as torchrun's do.
+RUNS.json: a list of {name, processes, file, stop_at, unspread, sampler, poison, slow}. With `stop_at` a process fails
+just before that step (0-based); with `unspread` the engine's own spreading does nothing; `sampler` is what
+break_sampler does, `poison` what poisoned.py does in a rank, `slow` what slowed.py does. The exit statuses of each
+run's processes are written to exits.json, and what a process opened for writing, made, renamed or removed below
+results/ to writes-NAME-RANK.json. Each run's processes meet through a store on a port that the system chooses, as
+torchrun's do.
 """
 
 import json
@@ -16,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import poisoned
+import slowed
 
 # What a run imports late, so that no child has to.
 import torch._dynamo
@@ -52,6 +54,29 @@ def note(event: str, arguments: tuple) -> None:
             writes.append(f"{event} {path.relative_to(RESULTS)}")
 
 
+def break_sampler(reads: str, steps: list[int] | None = None) -> None:
+    """Every rank reads all of a step, as if no sampler had been built, or what the first does; only in `steps`."""
+    own = TrainOrder.rank_slice
+
+    def rank_slice(self, step: int, rank: int, world: int):
+        if steps is not None and step not in steps:
+            return own(self, step, rank, world)
+        return self.sample_ids(step) if reads == "all" else own(self, step, 0, world)
+
+    TrainOrder.rank_slice = rank_slice
+
+
+def break_engine(run: dict) -> None:
+    if run.get("unspread"):
+        parallel.spread = lambda model, *_: model
+    if "sampler" in run:
+        break_sampler(**run["sampler"])
+    if "slow" in run:
+        slowed.install(**run["slow"])
+    if "poison" in run:
+        poisoned.install(run["name"], **run["poison"])
+
+
 def train(run: dict, config, tokens) -> int:
     """Train in this process, with the probes; its exit status."""
     whole = Step.__call__
@@ -62,13 +87,7 @@ def train(run: dict, config, tokens) -> int:
         return whole(self, step, micro_batches)
 
     Step.__call__ = call
-    if run.get("unspread"):
-        parallel.spread = lambda model, *_: model
-    if run.get("same_samples"):
-        own = TrainOrder.rank_slice
-        TrainOrder.rank_slice = lambda self, step, rank, world: own(self, step, 0, world)
-    if "poison" in run:
-        poisoned.install(run["name"], **run["poison"])
+    break_engine(run)
     sys.addaudithook(note)
     try:
         trainer.run(config, tokens)

@@ -26,7 +26,7 @@ WAYS = {  # name: (settings, which rank, where)
     "tensor": ({"tensor_parallel": 2}, 1, "after"),
 }
 POISONED = 6  # the step; found out with the progress after step 7
-SAME = {"data_parallel": "ddp", "steps": 4}
+SAME = {"on_shared_samples": "report", "steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def ended(tmp_path_factory) -> Lab:
         run(name, settings, poison={"rank": rank, "step": POISONED, "where": where})
         for name, (settings, rank, where) in WAYS.items()
     ]
-    runs += [run("apart", SAME), run("same", SAME, same_samples=True)]
+    runs += [run("apart", SAME), run("same", SAME, sampler={"reads": "first"})]
     done = forked(lab, runs)
     assert done.returncode == 0, done.stderr
     return lab
@@ -71,7 +71,7 @@ def test_ranks_that_all_read_the_same_samples_are_told_by_ledger_and_table(ended
     lines = [ledger(directory(ended, name))["samples"] for name in ("apart", "same")]
     assert [(line["in_effect"], line["agrees"]) for line in lines] == [
         ("8 distinct", True),
-        ("4 distinct", False),
+        ("4 distinct of 8 drawn", False),
     ]
     results = directory(ended, "same").parent
     study = {
@@ -86,4 +86,7 @@ def test_ranks_that_all_read_the_same_samples_are_told_by_ledger_and_table(ended
     write_json(results / "configs" / "study.json", study)
     apart, same = summary.summarize(rows.read(results)).runs
     assert apart.ledger == ()
-    assert same.ledger == ("samples: requested 8 distinct, in effect 4 distinct",)
+    assert same.ledger == (
+        "samples: requested 8 distinct, in effect 4 distinct of 8 drawn",
+        "samples_of_the_run: requested the 32 planned, once, in effect 32, not as planned",
+    )

@@ -205,12 +205,52 @@ def test_a_setting_at_its_default_may_stand_anywhere():
         ),
         ({"activation_norm_layers": [0, 4]}, "activation_norm_layers = [0, 4]: blocks are numbered 0 to 3"),
         ({"activation_norm_layers": [-1]}, "activation_norm_layers = [-1]: blocks are numbered 0 to 3"),
+        (
+            {"shard_samples": False},
+            "shard_samples = false: all processes would read the same samples, which is work that counts once; set "
+            "shard_samples = true, or on_shared_samples = 'report' to train all the same and have its figures say "
+            "so",
+        ),
+        (
+            {"shard_samples": False, "on_shared_samples": "report", "processes": 1},
+            "shard_samples = false: would do nothing where one process reads the samples",
+        ),
+        (
+            {"lr_rule": "linear"},
+            "lr_rule = 'linear': needs lr_batch_size, the batch size for which lr = 0.001 is meant",
+        ),
         ({"run": "a/b"}, "run = 'a/b': letters, digits and _ only, because it names files and stages"),
         ({"study": ""}, "study = '': letters, digits and _ only, because it names files and stages"),
     ],
 )
 def test_rules_between_settings(values, message):
     assert problem(**values) == message
+
+
+def test_processes_that_all_read_the_whole_step_need_not_divide_it():
+    settings = {"batch_size": 9, "processes": 2, "on_shared_samples": "report"}
+    config = resolve({**settings, "shard_samples": False}, "here")
+    assert config.rank_sequences(2) == 9
+    assert resolve({"batch_size": 8}, "here").rank_sequences(2) == 4
+    message = "batch_size = 9: must be a multiple of micro_batch_size × processes = 2 × 1"
+    assert problem(**settings, shard_samples=False, micro_batch_size=2) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "peak"),
+    [
+        ({"lr": 0.0003, "batch_size": 96}, 0.0003),
+        ({"lr": 0.0003, "batch_size": 96, "lr_rule": "linear", "lr_batch_size": 32}, 0.0009),
+        ({"lr": 0.001, "batch_size": 8, "lr_rule": "linear", "lr_batch_size": 24}, 0.001 / 3),
+        ({"lr": 0.0003, "batch_size": 32, "lr_rule": "linear", "lr_batch_size": 32}, 0.0003),
+        ({"lr": 0.0003, "batch_size": 128, "lr_rule": "sqrt", "lr_batch_size": 32}, 0.0006),
+        ({"lr": 0.5, "batch_size": 64, "lr_rule": "sqrt", "lr_batch_size": 32}, 0.5 * 2**0.5),
+    ],
+)
+def test_lr_follows_the_batch_size_exactly(settings, peak):
+    """Exactly: 0.0003 × 96 / 32 is 0.0009, and not the nearest number below it that floats come to."""
+    config = resolve(settings, "here")
+    assert config.peak_lr == peak and config.optimizer.lr == settings["lr"]
 
 
 # --- several mistakes

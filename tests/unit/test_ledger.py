@@ -20,8 +20,10 @@ LINES = [
     "device",
     "processes",
     "batch_size",
+    "lr",
     "precision",
     "samples",
+    "samples_of_the_run",
     "attention",
     "activation_checkpointing",
     "compile",
@@ -167,4 +169,4 @@ def test_a_sample_that_is_trained_on_twice(lab, monkeypatch):
     whole = TrainOrder.sample_ids
     monkeypatch.setattr(TrainOrder, "sample_ids", lambda self, number: whole(self, number)[:1].repeat(8))
     run = lab.train(batch_size=8)
-    assert disagreeing(run) == ["samples"] and ledger(run)["samples"]["in_effect"] == "1 distinct"
+    assert disagreeing(run) == ["samples"] and ledger(run)["samples"]["in_effect"] == "1 distinct of 8 drawn"

@@ -13,6 +13,7 @@ from engine.data.batches import Prefetcher
 from engine.models import gpt
 from engine.objectives import NextToken
 from engine.profiling import Profiler
+from engine.step import Step
 
 build_gpt, fill = gpt.build, pretrained._fill
 BF16_STREAM = {"precision": "bf16", "residual_precision": "bf16"}
@@ -29,6 +30,10 @@ def full(vocabulary_size, group, **_):
 
 def whole(vocabulary_size, kernel, group, **_):
     return NextToken(vocabulary_size, "fused", group=group)
+
+
+def lr_as_it_is(*arguments, lr, **settings):
+    return Step(*arguments, lr=0.0003, **settings)
 
 
 def one_ahead(order, **settings):
@@ -52,6 +57,13 @@ BROKEN = {  # name: (settings, the part of the engine that is replaced, by what,
         "fused, largest logits 64 × 256",
     ),
     "fp16": ({"precision": "fp16"}, (step, "LossScale"), lambda *_: None, "loss_scale", "none"),
+    "lr_rule": (
+        {"lr": 0.0003, "lr_rule": "linear", "lr_batch_size": 1},
+        (trainer, "Step"),
+        lr_as_it_is,
+        "lr",
+        "0.0003",
+    ),
     "prefetch": ({"prefetch": 3}, (trainer, "Prefetcher"), one_ahead, "prefetch", "1"),
     "trace": ({"profile_steps": 1}, (Profiler, "step"), lambda *_: False, "profile_steps", "0"),
     "offload": ({"optimizer_offload": True}, (build, "offload"), lambda o: o, "optimizer_offload", "cpu"),

@@ -4,6 +4,8 @@ The ranks here are pretended: torch's fake process group lets one process build 
 exchanges nothing. That numbers come out right is tested with real processes in tests/distributed.
 """
 
+import contextlib
+
 import pytest
 import torch
 
@@ -50,6 +52,22 @@ def config(**settings):
     return resolve({**small, **settings}, "test")
 
 
+class Met:
+    """A preflight of ranks that do not exist: nobody is waited for."""
+
+    def __init__(self, place, *_):
+        self.places, self.wall_seconds, self.store = [place], 0.0, None
+
+    def meet(self):
+        pass
+
+    def watched(self):
+        return contextlib.nullcontext()
+
+    def exchange(self, _):
+        pass
+
+
 @pytest.fixture
 def pretend(monkeypatch):
     """Call it with (config, processes, rank) to join a world of so many processes, that do not exist."""
@@ -63,6 +81,7 @@ def pretend(monkeypatch):
             "init_process_group",
             lambda *_, **__: join("fake", store=FakeStore(), rank=rank, world_size=processes),
         )
+        monkeypatch.setattr(parallel.preflight, "Preflight", Met)
         for name, value in {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": 0}.items():
             monkeypatch.setenv(name, str(value))
         return parallel.start(c.parallel, "cpu")

@@ -31,6 +31,7 @@ FOREIGN = {  # library: the only places that may import it, by path from the rep
         "engine/titan.py",
         "engine/checkpoint.py",
         "engine/outcome.py",
+        "engine/preflight.py",
     ],
     "torch.testing": ["engine/titan.py"],
     "dvc": [],
