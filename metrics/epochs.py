@@ -98,14 +98,18 @@ def _of_seed(results: Results, one: RunSeed) -> pl.DataFrame:
     evals = results.evals.filter(own).sort("step")
     if "val_accuracy" not in evals.columns:
         evals = evals.with_columns(pl.lit(None, pl.Float64).alias("val_accuracy"))
-    steps = results.steps.filter(own).sort("step").select("step", "train_loss", "step_seconds")
-    # Each step belongs to the next evaluation at or after it.
-    ends = evals.select(pl.col("step"), pl.col("step").alias("part"))
-    steps = steps.join_asof(ends, on="step", strategy="forward").filter(pl.col("part").is_not_null())
-    parts = steps.group_by("part").agg(
-        pl.col("train_loss").mean(), pl.col("step_seconds").sum().alias("seconds")
-    )
-    frame = evals.join(parts, left_on="step", right_on="part", how="left", maintain_order="left")
+    steps = results.steps.filter(own).sort("step")
+    rows, before = [], -1
+    for step in evals["step"]:  # one after another: sums in a fixed order, the same figures every time
+        part = steps.filter((pl.col("step") > before) & (pl.col("step") <= step))
+        losses, seconds = (
+            part["train_loss"].drop_nulls().to_list(),
+            part["step_seconds"].drop_nulls().to_list(),
+        )
+        rows.append((sum(losses) / len(losses) if losses else None, sum(seconds)))
+        before = step
+    types = {"train_loss": pl.Float64, "seconds": pl.Float64}
+    frame = pl.concat([evals, pl.DataFrame(rows, schema=types, orient="row")], how="horizontal")
     return frame.with_columns(
         (pl.col("tokens_seen") * pl.lit(_epochs_per_token(one), pl.Float64)).alias("epoch"),
         pl.col("seconds").cum_sum().alias("seconds_total"),

@@ -26,14 +26,15 @@ DVC_DECIMALS = {
 }
 
 
-def dvc_metrics(summary: Summary, run: RunSummary) -> dict[str, Any]:
+def dvc_metrics(run: RunSummary, metric: str, labelled: bool = False) -> dict[str, Any]:
     """The flat dictionary of one run for DVC: means over seeds, the verdict, and whether all took effect.
 
-    The study's metric is among them whatever it is, and of speeds the one that the study's tables show.
+    `metric` is the study's, which is among them whatever it is; of speeds the one that its tables show, which
+    is another for classifiers (`labelled`).
     """
     row: dict[str, Any] = {}
-    other_speed = speed(not summary.labelled)
-    for name, decimals in ({summary.results.study.metric: 4} | DVC_DECIMALS).items():
+    other_speed = speed(not labelled)
+    for name, decimals in ({metric: 4} | DVC_DECIMALS).items():
         estimate = None if name == other_speed else run.estimates[name]
         if estimate is not None:  # JSON has no infinity: words
             finite = math.isfinite(estimate.mean)

@@ -30,7 +30,7 @@ def speedup(frame: pl.DataFrame, title: str, axis: str, runs: Sequence[str]) -> 
     most = float(frame["processes"].max())
     top = 1.08 * max(most, *frame["value"], *frame["high"].drop_nulls())
     guides = [
-        _zone([(1 - _margin(most), 1.0), (most + _margin(most), 1.0)]),
+        _zone([(end, 1.0) for end in _across(most)]),
         _line([(1, 1.0), (most, most)], "ideal"),
     ]
     return _chart(frame, title, axis, runs, guides, (0.0, top))
@@ -40,7 +40,7 @@ def efficiency(frame: pl.DataFrame, title: str, axis: str, runs: Sequence[str]) 
     """The same of efficiency in percent: 100 % is ideal, from 85 % on a run scales well. Arguments as `speedup`'s."""
     most = float(frame["processes"].max())
     top = 1.08 * max(100.0, *frame["value"], *frame["high"].drop_nulls())
-    left, right = 1 - _margin(most), most + _margin(most)
+    left, right = _across(most)
     places = [left + (right - left) * i / STEPS for i in range(STEPS + 1)]
     guides = [
         _zone([(x, min(100 / x, top)) for x in places]),
@@ -50,9 +50,9 @@ def efficiency(frame: pl.DataFrame, title: str, axis: str, runs: Sequence[str]) 
     return _chart(frame, title, axis, runs, guides, (0.0, top))
 
 
-def _margin(most: float) -> float:
-    """Room beside the first and the last number of processes."""
-    return 0.35 * (most - 1)
+def _across(most: float) -> Domain:
+    """The axis of processes, with room beside the first, and beside the last for names."""
+    return 1 - 0.3 * (most - 1), most + 0.7 * (most - 1)
 
 
 def _chart(  # noqa: PLR0913
@@ -63,8 +63,7 @@ def _chart(  # noqa: PLR0913
     guides: list[alt.LayerChart],
     domain: Domain,
 ) -> Chart:
-    most = float(frame["processes"].max())
-    across = (1 - _margin(most), most + _margin(most))
+    across = _across(float(frame["processes"].max()))
     counts = sorted({1, *frame["processes"].to_list()})
     x = alt.X(
         "processes:Q",

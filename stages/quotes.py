@@ -8,6 +8,8 @@ A source is a study's results directory, or a file of the benchmarks' rows. In M
 
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
+    <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
+    <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this
     <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
                                         regular expression ROW finds; if ROW has groups, in what they match
 
@@ -30,12 +32,16 @@ from rich.console import Console
 
 from engine.errors import ConfigError, command
 from metrics import rows, summary
+from plots import figures
 from stages import summarize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "records/README.md", "benchmarks/README.md")
 LEFT_BEHIND = ("*.safetensors", "*.lock", "*.gz", ".gitignore")  # models and traces are no rows
-QUOTE = re.compile(r"<!-- quote: (\S+) -->\n(.*?)<!-- end of quote -->", re.DOTALL)
+AGAIN = "python -m stages.quotes --write"
+QUOTE = re.compile(r"<!-- quote: (\S+?)( epochs)? -->\n(.*?)<!-- end of quote -->", re.DOTALL)
+CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
+LARGEST_CHART = 200_000  # bytes: pages are read in a browser
 FIGURES = re.compile(r'<!-- figures: (\S+) "([^"]+)" -->')
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 TABLE = re.compile(r"─{20}")  # the line under the heads of every table of ours
@@ -47,8 +53,8 @@ NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
 
 
 @cache
-def source_text(root: Path, source: str) -> str:
-    """The tables of a source, as they are printed.
+def source_text(root: Path, source: str, part: str = "") -> str:
+    """The tables of a source, as they are printed; part "epochs": the course of the baseline's training.
 
     Raises:
         ConfigError: there is no such source.
@@ -59,7 +65,7 @@ def source_text(root: Path, source: str) -> str:
         console = Console(  # whatever the environment says of colours
             file=page, width=summarize.WIDTH, markup=False, emoji=False, highlight=False, color_system=None
         )
-        summarize.show(console, _study(path))
+        (summarize.show_course if part == "epochs" else summarize.show)(console, _study(path))
         lines = (line.rstrip() for line in page.getvalue().splitlines())
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
     if not path.is_file():
@@ -86,19 +92,67 @@ def quoted(root: Path, text: str) -> str:
     """A page's text with every quote made again from its source."""
 
     def again(found: re.Match) -> str:
-        source = found[1]
-        block = "\n".join(f"    {line}" if line else "" for line in source_text(root, source).splitlines())
-        return f"<!-- quote: {source} -->\n\n{block}\n\n<!-- end of quote -->"
+        source, part = found[1], found[2] or ""
+        lines = source_text(root, source, part.strip()).splitlines()
+        block = "\n".join(f"    {line}" if line else "" for line in lines)
+        return f"<!-- quote: {source}{part} -->\n\n{block}\n\n<!-- end of quote -->"
 
     return QUOTE.sub(again, text)
+
+
+def illustrated(root: Path, page: Path, text: str) -> tuple[str, dict[Path, str]]:
+    """A page's text with every chart shown below its marker, and what is in the files beside it."""
+    drawn: dict[Path, str] = {}
+
+    def again(found: re.Match) -> str:
+        source, name = found.groups()
+        title, svg = _chart(root, source, name)
+        file = page.with_name(f"{page.stem}-{name}.svg")
+        drawn[file] = svg
+        return f"<!-- chart: {source} {name} -->\n![{title}]({file.name})"
+
+    return CHART.sub(again, text), drawn
+
+
+@cache
+def _chart(root: Path, source: str, name: str) -> tuple[str, str]:
+    """A chart's title and SVG.
+
+    Raises:
+        ConfigError: the study has no such chart.
+    """
+    if not (root / source).is_dir():
+        raise ConfigError(f"no such results, of which {name} is to be a chart", source)
+    study = _study(root / source)
+    charts = figures.every(study)
+    if name not in charts:
+        raise ConfigError(f"it has no chart {name}; it has {', '.join(charts)}", source)
+    return charts[name].title, figures.picture(charts[name], name, study) + "\n"
+
+
+def _chart_problems(root: Path, page: Path, text: str) -> list[str]:
+    """Pictures beside a page that are not what its markers' rows draw."""
+    name = page.relative_to(root)
+    shown, drawn = illustrated(root, page, text)
+    problems = [f"{name}: a chart is not shown below its marker; {AGAIN}"] * (shown != text)
+    for file, svg in drawn.items():
+        if not file.is_file() or file.read_text(encoding="utf-8") != svg:
+            problems.append(f"{file.relative_to(root)} is not what its rows draw; {AGAIN}")
+        if len(svg.encode()) > LARGEST_CHART:
+            problems.append(f"{file.relative_to(root)} is larger than {LARGEST_CHART:,} bytes")
+    problems += [
+        f"{file.relative_to(root)}: no marker of {name} draws it; remove it"
+        for file in sorted(page.parent.glob(f"{page.stem}-*.svg"))
+        if file not in drawn
+    ]
+    return problems
 
 
 def page_problems(root: Path, page: Path) -> list[str]:
     """What a page says that its rows do not, or without saying which rows."""
     text, name = page.read_text(encoding="utf-8"), page.relative_to(root)
-    problems = [f"{name}: a quote is not what its rows say; python -m stages.quotes --write"] * (
-        quoted(root, text) != text
-    )
+    problems = [f"{name}: a quote is not what its rows say; {AGAIN}"] * (quoted(root, text) != text)
+    problems += _chart_problems(root, page, text)
     rest = QUOTE.sub("", text)
     problems += [
         f"{name}: a table of results outside a quote: {line.strip()[:40]}…" for line in _tables(rest)
@@ -146,15 +200,13 @@ def record_problems(root: Path) -> list[str]:
             summarize.write_dvc_files(Path(name), study)
             summarize.write_tables(Path(name), study)
             problems += [
-                f"{(report / path).relative_to(root)} is not what its rows say; python -m stages.quotes --write"
+                f"{(report / path).relative_to(root)} is not what its rows say; {AGAIN}"
                 for path in _other_files(Path(name), report)
             ]
     for file in sorted(root.glob("records/*/*.jsonl")):
         page = file.parent / "README.md"
         if source_text(root, str(file.relative_to(root))) not in page.read_text(encoding="utf-8"):
-            problems.append(
-                f"{page.relative_to(root)} is not what {file.name} says; python -m stages.quotes --write"
-            )
+            problems.append(f"{page.relative_to(root)} is not what {file.name} says; {AGAIN}")
     return problems
 
 
@@ -183,7 +235,10 @@ def write(root: Path) -> None:
         _run("benchmarks.record", directory)
     for page in (page for pattern in PAGES for page in root.glob(pattern)):
         text = page.read_text(encoding="utf-8")
-        page.write_text(quoted(root, text), encoding="utf-8")
+        text, drawn = illustrated(root, page, quoted(root, text))
+        page.write_text(text, encoding="utf-8")
+        for file, svg in drawn.items():
+            file.write_text(svg, encoding="utf-8")
 
 
 def keep(results: Path, record: Path) -> None:

@@ -29,7 +29,7 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
         stale.unlink()
     for run in study.runs:
         text = json.dumps(
-            frames.dvc_metrics(study, run),
+            frames.dvc_metrics(run, study.results.study.metric, study.labelled),
             indent=2,
             ensure_ascii=False,
             allow_nan=False,

@@ -18,7 +18,7 @@ def test_writes_every_file_and_prints_the_table(tmp_path, capsys):
     names = {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
     runs = {f"metrics/{run}.json" for run in ("adamw", "adamw-checkpointing", "sgd")}
     charts = {"curves.csv", "validation.csv", "bars.csv", "trade_off.csv"}
-    assert names == runs | charts | {"table.md", "table.csv", "table.tex", "report.html"}
+    assert names == runs | charts | {"table.md", "table.csv", "table.tex", "report.html", "epochs.csv"}
     row = json.loads((reports / "metrics" / "sgd.json").read_text())
     assert row["seeds"] == 3
     assert row["verdict"] == "worse"

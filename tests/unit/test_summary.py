@@ -178,6 +178,10 @@ def test_an_accuracy_is_better_when_higher_and_has_a_binomial_interval(tmp_path)
     assert sgd.status == "better"
     share = sgd.proportions["test_accuracy"]
     assert share.count == 7600 and share.low < sgd.estimates["test_accuracy"].mean < share.high
-    line = f"test accuracy, 95 % binomial interval of 7,600 examples: {share.low:.4f} to {share.high:.4f}"
-    assert f"sgd: {line}" in words.footnotes(study)
+    assert words.binomial(sgd, "test_accuracy") == f"{100 * share.low:.2f}–{100 * share.high:.2f}"
+    [note] = [note for note in words.footnotes(study) if "binomial" in note]
+    assert note.startswith(
+        "adamw, adamw-checkpointing, sgd: test accuracy: the binomial interval is Wilson's"
+    )
+    assert "95 %, of 7,600 rows" in note
     assert _of(summary.summarize(rows.read(write_study(tmp_path / "b"))), "sgd").proportions == {}
