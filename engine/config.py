@@ -100,6 +100,12 @@ class Model:
     layers: int = setting(4, "transformer blocks", at_least=1)
     heads: int = setting(4, "attention heads", at_least=1)
     width: int = setting(128, "model width", unit="features", at_least=1)
+    mlp_width: int = setting(
+        0,
+        "inner width of the MLP; 0: 4 × width, or of gated ones the width with as many parameters",
+        unit="features",
+        at_least=0,
+    )
     context: int = setting(128, "sequence length", unit="tokens", at_least=1)
     norm_placement: str = setting("pre", "layer norm before or after each sublayer", choices=("pre", "post"))
     attention: str = setting(

@@ -22,7 +22,7 @@ VOCABULARY = ("token_embedding", "head")
 def check(config: Config) -> list[str]:
     """Problems of the settings with tensor_parallel > 1."""
     m, size = config.model, config.parallel.tensor_parallel
-    hidden = hidden_width(m.width, m.activation, bias=m.bias)
+    hidden = hidden_width(m.width, m.activation, bias=m.bias, asked=m.mlp_width)
     with_it = f"with tensor_parallel = {size}"
     checks = [
         (m.heads % size, f"heads = {m.heads}: must be a multiple of tensor_parallel = {size}"),

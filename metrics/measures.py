@@ -129,6 +129,7 @@ class Axis:
 
 AXES = {
     "tokens": Axis("equal tokens", "tokens", "tokens", 0.0),
+    "samples": Axis("equal samples", "samples", "samples", 0.0),
     "steps": Axis("equal steps", "steps", "steps", 0.0),
     # Steps are whole, so runs of different models cannot meet exactly.
     "flops": Axis("equal FLOPs", "flops", "FLOPs", 0.02),

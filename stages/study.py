@@ -107,8 +107,9 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
 
 def _budget(axis: str, values: dict) -> int:
     """How much of the axis these settings ask for; 0 where only the run itself can tell."""
-    tokens = values["steps"] * values["batch_size"] * values["context"]
-    return {"tokens": tokens, "steps": values["steps"]}.get(axis, 0)
+    samples = values["steps"] * values["batch_size"]
+    amounts = {"tokens": samples * values["context"], "samples": samples, "steps": values["steps"]}
+    return amounts.get(axis, 0)
 
 
 def _one_of(where: str, value: object, allowed: Iterable[str], what: str = "one of") -> Iterator[str]:

@@ -32,7 +32,7 @@ class Block(nn.Module):
             Latent(s, rotary) if s.attention_form == "latent" else MultiHead(s, rotary, causal=causal)
         )
         self.norm2 = nn.LayerNorm(s.width, bias=s.bias)
-        self.mlp = MLP(s.width, s.activation, bias=s.bias)
+        self.mlp = MLP(s.width, s.activation, bias=s.bias, inner=s.mlp_width)
         self.dropout = nn.Dropout(s.dropout)
 
     def forward(

@@ -54,6 +54,7 @@ def configuration(settings, vocabulary_size: int, end_of_text: int | None) -> di
         "n_embd": settings.width,
         "n_layer": settings.layers,
         "n_head": settings.heads,
+        "n_inner": settings.mlp_width or None,  # None: 4 × n_embd
         "activation_function": ACTIVATIONS[settings.activation],
         "layer_norm_epsilon": NORM_EPSILON,
         "resid_pdrop": settings.dropout,

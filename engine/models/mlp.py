@@ -49,12 +49,14 @@ FUNCTIONS = {
 GATED = ("swiglu", "geglu")
 
 
-def hidden_width(width: int, activation: str, *, bias: bool) -> int:
-    """The MLP's inner width: 4 × width; gated, the one whose parameter count is nearest to that MLP's.
+def hidden_width(width: int, activation: str, *, bias: bool, asked: int = 0) -> int:
+    """The MLP's inner width: what is `asked`; if that is 0, 4 × width; gated, the one whose parameter count is nearest to that MLP's.
 
     Plain, C → 4C → C has 8C² parameters, and 5C with biases. Gated has three matrices, C → h twice and h → C: 3Ch,
     and 2h + C with biases. So h = 8C² / 3C = 8C/3, or with biases (8C² + 4C) / (3C + 2), rounded to a whole number.
     """
+    if asked:
+        return asked
     if activation not in GATED:
         return 4 * width
     return round((8 * width**2 + 4 * width * bias) / (3 * width + 2 * bias))
@@ -66,9 +68,9 @@ class MLP(nn.Module):
     `gate` and `up` are two matrices whose rows belong together, so that tensor parallelism can split both alike.
     """
 
-    def __init__(self, width: int, activation: str, *, bias: bool):
+    def __init__(self, width: int, activation: str, *, bias: bool, inner: int = 0):
         super().__init__()
-        self.activation, hidden = activation, hidden_width(width, activation, bias=bias)
+        self.activation, hidden = activation, hidden_width(width, activation, bias=bias, asked=inner)
         if activation in GATED:
             self.gate = nn.Linear(width, hidden, bias=bias)
         self.up = nn.Linear(width, hidden, bias=bias)

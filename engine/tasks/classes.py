@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from engine import compiling, parallel
 from engine.config import Config
 from engine.data.batches import IGNORED
-from engine.data.examples import ExampleOrder, eval_batches, rows_sha256
+from engine.data.examples import ExampleOrder, eval_batches
 from engine.ledger import Line
 from engine.objectives import ClassLabel
 from engine.step import autocast
@@ -56,8 +56,8 @@ def evaluate(model, rows, config: Config, ranks: parallel.Ranks, limit: int = 0)
 
 
 def sha256(rows, config: Config, limit: int = 0) -> str:
-    """What `evaluate` scores, in hex: the rows, and where they are cut."""
-    return rows_sha256(rows, config.model.context)
+    """What `evaluate` scores, in hex: the rows and their labels, whole. How far a model reads into one is its own."""
+    return rows.sha256()
 
 
 def figures(scores: dict[str, float], split: dict, prefix: str) -> dict[str, float]:

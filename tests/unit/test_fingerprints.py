@@ -7,12 +7,12 @@ import pytest
 import torch
 from engine_runs import ledger, read_json
 
-from engine import evaluate, trainer
+from engine import trainer
 from engine.config import resolve
 from engine.data.batches import Drawn, TrainOrder
 from engine.errors import ConfigError
 from engine.probes import training_flops
-from engine.tasks import next_token
+from engine.tasks import next_token, scoring
 
 TOKENS = np.arange(401) % 61
 KEYS = ("data_order_sha256", "evaluation_sha256", "evaluation_precision")
@@ -105,7 +105,7 @@ def test_other_windows_are_another_evaluation(lab, changes):
 def test_an_evaluation_in_another_precision_is_told(lab, monkeypatch):
     line = ledger(lab.train(precision="bf16"))["eval_precision"]
     assert line["agrees"] and (line["requested"], line["in_effect"]) == ("bf16", "bfloat16")
-    monkeypatch.setattr(evaluate, "autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(scoring, "autocast", lambda *_: contextlib.nullcontext())
     line = ledger(lab.train(precision="bf16"))["eval_precision"]
     assert not line["agrees"] and line["in_effect"] == "float32"
 
