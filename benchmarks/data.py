@@ -21,9 +21,13 @@ ALPHABET = string.ascii_letters + string.digits + " ."
 def make_tokens(size: Size, work: Path, data_dir: str | None) -> tuple[dict, dict]:
     """Write the token files under `work`; return the engine's data settings, and the tokens' meta.
 
-    data_dir: a directory with Tiny Shakespeare, for a size of characters; None: a synthetic text.
+    data_dir: a directory with AG News, for a size of classes, or with Tiny Shakespeare, for one of characters; None:
+    a synthetic text.
     """
-    if data_dir is None:
+    if size.classes:
+        settings = {"dataset": "ag_news", "vocab_size": size.vocabulary}
+        settings |= {"data_dir": str(Path(data_dir).absolute())} if data_dir else {}
+    elif data_dir is None:
         write_text(size, work / "text")
         settings = {"dataset": "text", "data_dir": str(work / "text")}
     else:

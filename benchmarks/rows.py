@@ -20,12 +20,13 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
     seconds = measured.pop("step_seconds")
     tokens_per_second = size.step_tokens / statistics.median(seconds)
     peak = peak_flops(device_name) if size.device == "cuda" else None
-    problems = [*measured.pop("problems", []), *loss_problems(measured, vocabulary)]
+    problems = [*measured.pop("problems", []), *loss_problems(measured, size.classes or vocabulary)]
     return {
         **measured,
         "status": "invalid" if problems else "ok",
         "problems": problems,
         "tokens_per_second": tokens_per_second,
+        **({"samples_per_second": tokens_per_second / size.context} if size.classes else {}),
         "tokens_per_second_mean": size.step_tokens / statistics.mean(seconds),
         "mfu": tokens_per_second * size.flops_per_token(vocabulary) / peak if peak else None,
         "step_ms": 1000 * statistics.median(seconds),
@@ -35,9 +36,9 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
     }
 
 
-def loss_problems(measured: dict, vocabulary: int) -> list[str]:
+def loss_problems(measured: dict, outputs: int) -> list[str]:
     """What is wrong with the losses of a model that should begin at chance and learn."""
-    first, last, chance = measured["loss_first"], measured["loss_last"], math.log(vocabulary)
+    first, last, chance = measured["loss_first"], measured["loss_last"], math.log(outputs)
     if not abs(first - chance) <= LOSS_TOLERANCE:  # NaN too
         return [f"first loss {first:.3f}, where chance is {chance:.3f}"]
     return [] if last < first else [f"loss did not fall: {first:.3f} → {last:.3f}"]

@@ -28,6 +28,8 @@ class Size:
     steps: int  # timed steps
     repeats: int  # each peer runs so often, in turns
     limit_seconds: int  # for one run of one peer
+    classes: int = 0  # of AG News' rows, which have a label; 0: a text
+    mlp_width: int = 0  # 0: 4 × width
 
     @property
     def step_tokens(self) -> int:
@@ -50,8 +52,32 @@ class Size:
 
         N: weights of the matrix products, the head's with its padded rows.
         """
-        weights = self.layers * 12 * self.width**2 + self.rows(vocabulary) * self.width
+        inner = self.mlp_width or 4 * self.width
+        head = (
+            0 if self.classes else self.rows(vocabulary) * self.width
+        )  # of classes it is a token's in hundreds
+        weights = self.layers * (4 * self.width**2 + 2 * self.width * inner) + head
         return 6 * weights + 12 * self.layers * self.width * self.context
+
+
+def _classifier(name: str, **shape: int) -> Size:
+    return Size(
+        name=name,
+        device="cuda",
+        **shape,
+        micro_batch=240,
+        accumulation=1,
+        tokenizer="frequent_words",
+        vocabulary=20_000,
+        train_tokens=0,
+        row_multiple=1,
+        lr=1e-3,
+        warmup=30,
+        steps=300,
+        repeats=3,
+        limit_seconds=180,
+        classes=4,
+    )
 
 
 SIZES = {
@@ -97,6 +123,9 @@ SIZES = {
             repeats=1,
             limit_seconds=400,
         ),
+        # The study agnews' two models, at its batch
+        _classifier("agnews_small", layers=2, heads=4, width=128, mlp_width=256, context=128),
+        _classifier("agnews_large", layers=4, heads=8, width=256, mlp_width=1024, context=256),
         # Only shows that everything runs
         Size(
             name="smoke",
@@ -120,6 +149,20 @@ SIZES = {
     )
 }
 
+OF_TEXT = ("engine", "bare", "nanogpt", "hf", "torchtitan")
+OF_CLASSES = ("engine", "hashed")
+
+
+def peers(size: Size) -> tuple[str, ...]:
+    """Those that can do the task."""
+    return OF_CLASSES if size.classes else OF_TEXT
+
+
+def best(size: Size) -> dict:
+    """The engine's settings of BEST that have an effect on the task."""
+    return {"precision": "bf16", "compile": "model", "tf32": True} if size.classes else BEST[size.device]
+
+
 # The engine at its best on each device. Anything not here or in `engine_settings` is its default.
 BEST = {
     "cpu": {},
@@ -141,15 +184,18 @@ def engine_settings(size: Size, data: dict) -> dict:
 
     Checkpoints and progress lines are on, as in a real run.
     """
+    own = {"pad_vocabulary_to": size.row_multiple, "bias": False, "eval_tokens": 8 * size.context}
+    if size.classes:  # as in the study, but for its dropout of tokens
+        own = {"model": "classifier", "norm_placement": "post", "positions": "sinusoidal", "dropout": 0.1}
     return {
         "device": size.device,
         **data,
+        **own,
         "layers": size.layers,
         "heads": size.heads,
         "width": size.width,
+        "mlp_width": size.mlp_width,
         "context": size.context,
-        "pad_vocabulary_to": size.row_multiple,
-        "bias": False,
         "lr": size.lr,
         "schedule": "constant",
         "warmup_steps": size.lr_warmup_steps,
@@ -157,7 +203,6 @@ def engine_settings(size: Size, data: dict) -> dict:
         "batch_size": size.micro_batch * size.accumulation,
         "micro_batch_size": size.micro_batch,
         "eval_interval": size.total_steps,
-        "eval_tokens": 8 * size.context,
         "eval_batch_size": 8,
         "checkpoint_interval": math.ceil(size.total_steps / 2),
     }

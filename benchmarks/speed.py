@@ -24,7 +24,7 @@ from benchmarks.factorial import EXPERIMENTS, Experiment
 from benchmarks.machine import facts
 from benchmarks.peers import PEERS
 from benchmarks.rows import complete
-from benchmarks.sizes import BEST, SIZES, Size, engine_settings
+from benchmarks.sizes import SIZES, Size, best, engine_settings, peers
 from benchmarks.table import tables
 from benchmarks.task import Task
 from engine.config import resolve
@@ -42,9 +42,9 @@ class Job:
 
 def peer_jobs(size: Size, names: list[str], settings: dict) -> list[Job]:
     """The peers of the speed table; `settings`: the engine's for this task."""
-    best = settings | BEST[size.device]
-    resolve(best, "benchmark")
-    return [Job(PEERS[name], best, {"peer": name, "experiment": None}) for name in names]
+    settings = settings | best(size)
+    resolve(settings, "benchmark")
+    return [Job(PEERS[name], settings, {"peer": name, "experiment": None}) for name in names]
 
 
 def experiment_jobs(experiments: list[Experiment], settings: dict) -> list[Job]:
@@ -107,13 +107,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises ConfigError for a name that there is not."""
     p = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n")[0])
     p.add_argument(
-        "--size", choices=SIZES, required=True, help="the task: cpu, gpu, or smoke (only that all runs)"
+        "--size",
+        choices=SIZES,
+        required=True,
+        help="the task: cpu, gpu, agnews_…, or smoke (only that all runs)",
     )
     p.add_argument("--nanogpt", metavar="PATH", help="a checkout of github.com/karpathy/nanoGPT")
     p.add_argument("--only", metavar="NAME,…", help="only these peers, or experiments")
     p.add_argument("--factorial", action="store_true", help="the engine's techniques alone and combined")
     p.add_argument("--out", metavar="FILE.jsonl", help="append the rows to this file")
-    p.add_argument("--data-dir", metavar="DIR", help="Tiny Shakespeare's directory, for --size cpu")
+    p.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="Tiny Shakespeare's directory, for --size cpu; AG News', for --size agnews_…",
+    )
     p.add_argument("--warmup", type=int, help="steps before the timed ones")
     p.add_argument("--steps", type=int, help="timed steps")
     p.add_argument("--repeats", type=int, help="turns")
@@ -121,12 +128,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--limit-seconds", type=int, help="for one run of one peer")
     p.add_argument("--commit", help="commit of this tree, where git cannot tell")
     args = p.parse_args(arguments)
-    known = [e.name for e in EXPERIMENTS[SIZES[args.size].device]] if args.factorial else list(PEERS)
+    size = SIZES[args.size]
+    known = [e.name for e in EXPERIMENTS[size.device]] if args.factorial else list(peers(size))
+    if args.factorial and size.classes:
+        raise ConfigError(f"--factorial: its experiments are of a text, not of --size {args.size}")
     args.names = args.only.split(",") if args.only else known
     if wrong := [name for name in args.names if name not in known]:
         raise ConfigError(f"--only {','.join(wrong)}: must be of {', '.join(known)}")
-    if args.data_dir and SIZES[args.size].tokenizer != "chars":
-        raise ConfigError("--data-dir: Tiny Shakespeare is for --size cpu")
+    if args.data_dir and size.tokenizer != "chars" and not size.classes:
+        raise ConfigError("--data-dir: Tiny Shakespeare is for --size cpu, AG News for --size agnews_…")
     return args
 
 

@@ -5,5 +5,6 @@ PEERS = {
     "bare": "benchmarks.peers.bare",
     "nanogpt": "benchmarks.peers.nanogpt",
     "hf": "benchmarks.peers.hf",
+    "hashed": "benchmarks.peers.hashed",
     "torchtitan": "benchmarks.peers.titan",
 }

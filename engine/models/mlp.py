@@ -50,7 +50,7 @@ GATED = ("swiglu", "geglu")
 
 
 def hidden_width(width: int, activation: str, *, bias: bool, asked: int = 0) -> int:
-    """The MLP's inner width: what is `asked`; if that is 0, 4 × width; gated, the one whose parameter count is nearest to that MLP's.
+    """The MLP's inner width: what is `asked`, or if that is 0, 4 × width; gated, the one with as many parameters.
 
     Plain, C → 4C → C has 8C² parameters, and 5C with biases. Gated has three matrices, C → h twice and h → C: 3Ch,
     and 2h + C with biases. So h = 8C² / 3C = 8C/3, or with biases (8C² + 4C) / (3C + 2), rounded to a whole number.
