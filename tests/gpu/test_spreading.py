@@ -5,7 +5,7 @@ A way that needs more GPUs than there are is skipped.
 
 import pytest
 import torch
-from engine_runs import Lab, column, ledger
+from engine_runs import Lab, column, ledger, read_json
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,3 +72,16 @@ def test_sums_that_do_not_go_through_autograd_are_exchanged_too(lab, one):
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["sharding"]["in_effect"] == "ddp over 2 ranks" and lines["gradient_sums"]["agrees"]
     assert column(run, "train_loss") == pytest.approx(column(one[True], "train_loss"), rel=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_the_probe_times_compiled_steps_and_cuda_graphs_too(lab, mode):
+    settings = {**RUN, **FAST, "compile_mode": mode, "scaling_probe_steps": 5}
+    run = lab.launch(2, run=f"probed_{mode.replace('-', '_')}", **settings)
+    assert [what for what, line in ledger(run).items() if not line["agrees"]] == []
+    found = read_json(run / "scaling.json")
+    for kind in ("loaded", "ready", "alone"):
+        assert len(found[f"{kind}_seconds"]) == 2 and min(found[f"{kind}_seconds"]) > 0
+    assert min(found["alone_seconds"]) < max(found["ready_seconds"])
+    devices = read_json(run / "env.json")["devices"]
+    assert [one["device"] for one in devices] == ["cuda:0", "cuda:1"] and devices[0]["memory_gib"] > 1
