@@ -240,6 +240,7 @@ def test_the_micro_batch_that_would_fit_by_hand():
         ({}, 256),
         ({"tokenizer": "bpe", "vocab_size": 5000}, 5000),
         ({"tokenizer": "gpt2", "tokenizer_dir": "x"}, 50257),
+        ({"model": "classifier", "dataset": "imdb", "tokenizer": "hashed_words", "vocab_size": 600}, 600),
     ],
 )
 def test_the_vocabulary_without_the_data(lab, settings, size):
