@@ -165,7 +165,7 @@ def test_the_charts(study):
     assert ">slower than one process<" in pictures["speedup"] and ">ideal<" in pictures["speedup"]
     assert (
         ">small_2: 1.25 × (strong)<" in pictures["speedup"]
-        and ">large_2: 1.9 × (weak)<" in pictures["speedup"]
+        and ">large_2: 1.90 × (weak)<" in pictures["speedup"]
     )
     assert {">85 %<", ">ideal<", ">small_2: 62.5 % (strong)<"} <= set(
         re.findall(r">[^<>]+<", pictures["efficiency"])
