@@ -81,9 +81,10 @@ def _cause(one: Scaling, name: str) -> str:
 
 
 def _imbalance(one: Scaling) -> str:
-    slowest = max(one.rank_seconds, default=0.0)
-    rank = one.rank_seconds.index(slowest) if one.rank_seconds else 0
-    mean = sum(one.rank_seconds) / max(len(one.rank_seconds), 1)
+    if not one.rank_seconds:
+        return ""
+    slowest, mean = max(one.rank_seconds), sum(one.rank_seconds) / len(one.rank_seconds)
+    rank = one.rank_seconds.index(slowest)
     longer = f"{slowest / mean:.2f} × as long as the ranks' mean"
     return f"the others wait for rank {rank}, which computes {longer}"
 

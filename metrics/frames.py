@@ -9,6 +9,7 @@ import polars as pl
 
 from metrics.measures import COSTS, METRICS, speed
 from metrics.rows import Results
+from metrics.scaling import scaling_points
 from metrics.summary import RunSummary, Summary
 from metrics.words import short, with_interval
 
@@ -114,6 +115,22 @@ def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
     return pl.DataFrame(
         rows, schema=words | dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"
     )
+
+
+def dvc_bars(summary: Summary) -> pl.DataFrame:
+    """What `dvc plots` compares: the study's metric, accuracy, costs, speedup and efficiency, where there are any.
+
+    One panel a metric, so that a study without scaling has no empty chart of it. Columns as of `bars`.
+    """
+    pace = speed(summary.labelled)
+    names = dict.fromkeys(
+        (summary.results.study.metric, "test_accuracy", pace, "peak_memory_gib", "activation_mib")
+    )
+    parts = [bars(summary, tuple(names))]
+    for axis, efficiency in (("speedup (×)", False), ("efficiency (%)", True)):
+        points = scaling_points(summary, efficiency).filter(pl.col("label") != "")
+        parts.append(points.with_columns(pl.lit(axis).alias("metric")).select(parts[0].columns))
+    return pl.concat(parts)
 
 
 def curves(

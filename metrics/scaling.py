@@ -151,8 +151,8 @@ def scaling_points(summary: Summary, efficiency: bool = False) -> pl.DataFrame:
         if ratio is None:
             continue
         series = f"{one.reference}, {one.kind}"
-        unit = "%" if efficiency else "×"
-        label = f"{short(one.run)}: {ratio.mean:.3g} {unit} ({one.kind})"
+        value = f"{ratio.mean:.1f} %" if efficiency else f"{ratio.mean:.2f} ×"
+        label = f"{short(one.run)}: {value} ({one.kind})"
         rows.setdefault((series, 1), (one.reference, series, "", 1, 100.0 if efficiency else 1.0, None, None))
         rows[one.run, one.processes] = (
             one.run,

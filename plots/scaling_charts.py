@@ -52,7 +52,7 @@ def efficiency(frame: pl.DataFrame, title: str, axis: str, runs: Sequence[str]) 
 
 def _across(most: float) -> Domain:
     """The axis of processes, with room beside the first, and beside the last for names."""
-    return 1 - 0.3 * (most - 1), most + 0.7 * (most - 1)
+    return 1 - 0.25 * (most - 1), most + 0.95 * (most - 1)
 
 
 def _chart(  # noqa: PLR0913

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metrics import criteria, epochs, findings, frames, measures, rows, scaling, summary, trade_offs, words
+from metrics import criteria, epochs, findings, frames, rows, scaling, summary, trade_offs, words
 from plots import outcome_tables, report, tables
 
 WIDTH = 110  # characters, where there is no terminal to ask
@@ -39,9 +39,7 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
     frames.curves(results, results.steps, ("train_loss", "lr", "grad_norm")).write_csv(reports / "curves.csv")
     frames.curves(results, results.evals, ("val_loss",)).write_csv(reports / "validation.csv")
     trade_offs.trade_offs(study).write_csv(reports / "trade_off.csv")
-    pace = measures.speed(study.labelled)
-    names = dict.fromkeys((results.study.metric, pace, "peak_memory_gib", "activation_mib"))
-    frames.bars(study, tuple(names)).write_csv(reports / "bars.csv")
+    frames.dvc_bars(study).write_csv(reports / "bars.csv")
 
 
 def write_tables(reports: Path, study: summary.Summary) -> Path:

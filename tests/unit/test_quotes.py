@@ -4,20 +4,28 @@ import json
 
 import pytest
 from engine_runs import REPOSITORY
-from fake_results import write_run, write_study
+from fake_classifier import classifier_study, probe
+from fake_results import write_json, write_run, write_study
 
 from engine.errors import ConfigError
 from stages import quotes
 
 STUDY = "records/fake/results"
+CLASSIFIERS = "records/cls/results"
 ROWS = "records/speed/rows.jsonl"
 RATIO = r"engine +\S+ +(\S+)"  # its speed, not its memory, which is 1.01 too
+
+
+def forget() -> None:
+    """The rows change during a test."""
+    quotes.source_text.cache_clear()
+    quotes._chart.cache_clear()
 
 
 @pytest.fixture
 def root(tmp_path):
     """A repository with a study's record and one of the benchmarks, and a page that quotes both."""
-    quotes.source_text.cache_clear()  # the rows change during a test
+    forget()
     results = write_study(tmp_path)
     (results / "adamw-1" / "model.safetensors").write_text("weights")
     (results / ".sgd-1.lock").touch()
@@ -205,3 +213,94 @@ def test_the_command_exits_2_and_names_the_page(root, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         quotes.main()
     assert "README.md: a measured figure without" in capsys.readouterr().err
+
+
+@pytest.fixture
+def illustrated(tmp_path):
+    """A repository with a page that shows two charts, and the course of a training, of a record."""
+    forget()
+    quotes.keep(classifier_study(tmp_path), tmp_path / "records" / "cls")
+    (tmp_path / "docs").mkdir()
+    markers = [f"<!-- chart: {CLASSIFIERS} {name} -->" for name in ("speedup", "val_accuracy")]
+    quote = f"<!-- quote: {CLASSIFIERS} epochs -->\n<!-- end of quote -->"
+    (tmp_path / "docs" / "agnews.md").write_text("# Page\n\n" + "\n\n".join([*markers, quote]) + "\n")
+    quotes.write(tmp_path)
+    forget()
+    return tmp_path
+
+
+def test_charts_are_drawn_beside_the_page_and_shown_in_it(illustrated):
+    assert quotes.problems(illustrated) == []
+    text = (illustrated / "docs" / "agnews.md").read_text()
+    assert f"<!-- chart: {CLASSIFIERS} speedup -->\n![Speedup over processes](agnews-speedup.svg)\n" in text
+    files = sorted((illustrated / "docs").glob("*.svg"))
+    assert [file.name for file in files] == ["agnews-speedup.svg", "agnews-val_accuracy.svg"]
+    for file in files:
+        assert file.stat().st_size < 200_000
+        assert (
+            file.read_text().startswith("<svg") and 'xmlns="http://www.w3.org/2000/svg"' in file.read_text()
+        )
+    assert ">small_2: 1.25 × (strong)<" in files[0].read_text()
+    again = {file: file.read_bytes() for file in files}
+    quotes.write(illustrated)
+    assert (illustrated / "docs" / "agnews.md").read_text() == text
+    assert {file: file.read_bytes() for file in files} == again
+
+
+def test_the_course_of_a_training_is_quoted_like_a_table(illustrated):
+    text = (illustrated / "docs" / "agnews.md").read_text()
+    assert "small_1: each evaluation, means over 3 seeds" in text and "Cost:" not in text
+    (illustrated / "docs" / "agnews.md").write_text(text.replace("91.40   best", "92.40   best"))
+    assert [problem.split(";")[0] for problem in quotes.problems(illustrated)] == [
+        "docs/agnews.md: a quote is not what its rows say"
+    ]
+
+
+def test_a_chart_that_its_rows_do_not_draw_is_found(illustrated):
+    faster = probe(
+        "small_2", loaded_seconds=[0.006, 0.006], ready_seconds=[0.0055] * 2, alone_seconds=[0.005] * 2
+    )
+    for seed in (1, 2, 3):
+        write_json(illustrated / CLASSIFIERS / f"small_2-{seed}" / "scaling.json", faster)
+    forget()
+    found = [problem.split(";")[0] for problem in quotes.problems(illustrated)]
+    assert "docs/agnews-speedup.svg is not what its rows draw" in found
+    assert "docs/agnews-val_accuracy.svg is not what its rows draw" not in found
+
+
+def test_an_edited_or_a_lost_picture_is_found(illustrated):
+    file = illustrated / "docs" / "agnews-speedup.svg"
+    file.write_text(file.read_text().replace("1.25 ×", "1.85 ×"))
+    said = ["docs/agnews-speedup.svg is not what its rows draw; python -m stages.quotes --write"]
+    assert quotes.problems(illustrated) == said
+    file.unlink()
+    assert quotes.problems(illustrated) == said
+
+
+def test_a_picture_without_a_marker_and_a_marker_without_its_picture(illustrated):
+    page_ = illustrated / "docs" / "agnews.md"
+    text = page_.read_text()
+    page_.write_text(text.replace("![Speedup over processes](agnews-speedup.svg)", ""))
+    assert "docs/agnews.md: a chart is not shown below its marker" in quotes.problems(illustrated)[0]
+    page_.write_text(text.replace(f"<!-- chart: {CLASSIFIERS} speedup -->\n", ""))
+    assert quotes.problems(illustrated) == [
+        "docs/agnews-speedup.svg: no marker of docs/agnews.md draws it; remove it"
+    ]
+
+
+def test_a_chart_is_small(illustrated, monkeypatch):
+    monkeypatch.setattr(quotes, "LARGEST_CHART", 1000)
+    assert quotes.problems(illustrated)[0] == "docs/agnews-speedup.svg is larger than 1,000 bytes"
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "problem"),
+    [
+        (CLASSIFIERS, "speedups", "it has no chart speedups; it has test_accuracy, samples_per_second"),
+        ("records/gone", "speedup", "no such results, of which speedup is to be a chart"),
+    ],
+)
+def test_a_chart_that_there_is_none_of(illustrated, source, name, problem):
+    (illustrated / "docs" / "agnews.md").write_text(f"<!-- chart: {source} {name} -->\n")
+    with pytest.raises(ConfigError, match=problem):
+        quotes.problems(illustrated)

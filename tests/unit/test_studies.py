@@ -95,3 +95,140 @@ def test_the_plan_writes_down_what_the_comparison_must_keep_to(tmp_path, monkeyp
     written = read(tmp_path / "results" / "quickstart")
     assert (written.study.axis, written.study.frozen) == ("steps", ("width",))
     assert {one.state for one in written.runs} == {"missing"}
+
+
+# --- scaling and criteria
+
+PAIRS = {
+    "small_2": {"reference": "small_1", "kind": "strong"},
+    "weak_2": {"reference": "small_1", "kind": "weak"},
+}
+CRITERIA = [
+    {"run": "weak_2", "measure": "speedup", "at_least": 1.8},
+    {"run": "small_1", "measure": "test_loss", "at_most": 5.0},
+]
+SCALED = {
+    "small_1": {},
+    "small_2": {"processes": 2},
+    "weak_2": {"processes": 2, "batch_size": 32, "steps": 50, "lr": 0.004},
+}
+
+
+def scaled(tmp_path, *overrides: str, **changes) -> dict:
+    """The quickstart's settings with runs in one and two processes; `changes` replace keys of the study."""
+    params = composed(tmp_path / "params.yaml", "study=quickstart", *overrides)
+    base = {"baseline": "small_1", "runs": SCALED, "frozen": [], "scaling_probe_steps": 5}
+    return params | base | {"scaling": PAIRS, "criteria": CRITERIA} | changes
+
+
+def test_a_study_declares_scaling_and_criteria_and_the_plan_writes_them_down(tmp_path, monkeypatch):
+    params = scaled(tmp_path)
+    study, _ = resolve_study(params)
+    assert (study["scaling"], study["criteria"]) == (PAIRS, CRITERIA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["plan"])
+    monkeypatch.setattr(plan, "read_params", lambda _: params)
+    plan.main()
+    written = read(tmp_path / "results" / "quickstart").study
+    assert (written.scaling, written.criteria) == (PAIRS, tuple(CRITERIA))
+
+
+def test_a_study_that_declares_neither_has_neither(tmp_path):
+    study, _ = resolve_study(composed(tmp_path / "params.yaml", "study=quickstart"))
+    assert (study["scaling"], study["criteria"]) == ({}, [])
+
+
+def pair(run="small_2", **changes):
+    return {"scaling": PAIRS | {run: PAIRS[run] | changes}}
+
+
+def run(name, **settings):
+    return {"runs": SCALED | {name: SCALED[name] | settings}}
+
+
+def criterion(**changes):
+    return {"criteria": [CRITERIA[0] | changes]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scaling": ["small_2"]}, "scaling = ['small_2']: must be a mapping of runs, each to its reference"),
+        ({"scaling": {"smal_2": PAIRS["small_2"]}}, "(nearest: small_2)"),
+        ({"scaling": {"small_2": "small_1"}}, "scaling.small_2 = 'small_1': must be a mapping with reference and"),
+        ({"scaling": {"small_2": {"kind": "strong"}}}, "scaling.small_2: lacks reference"),
+        (pair(refernce="small_1"), "scaling.small_2.refernce: unknown key (nearest: reference)"),
+        (pair(reference="small1"), "scaling.small_2.reference = 'small1': must be one of the runs small_1, small_2, "
+         "weak_2 (nearest: small_1)"),
+        (pair(reference="small_2"), "scaling.small_2.reference = 'small_2': is the run itself"),
+        (pair(kind="storng"), "scaling.small_2.kind = 'storng': must be one of strong, weak (nearest: strong)"),
+        (pair(kind="weak"), "scaling.small_2.kind = 'weak': is the same batch_size for each process, which would be "
+         "batch_size = 32 with the 16 of small_1; runs.small_2 has 16"),
+        (pair("weak_2", kind="strong"), "scaling.weak_2.kind = 'strong': is the same batch_size, which would be "
+         "batch_size = 16"),
+        (run("small_2", processes=1), "scaling.small_2: runs.small_2.processes = 1: must be 2 or more"),
+        (run("small_1", processes=4), "scaling.small_2.reference: runs.small_1.processes = 4: must be 1"),
+        (run("small_2", width=64), "scaling.small_2: runs.small_2 has width = 64, small_1 128; between them only "
+         "spreading, batch, steps and lr may differ"),
+        (run("small_2", cpu_threads=1), "scaling.small_2: runs.small_2 has cpu_threads = 1, small_1 0"),
+        (run("small_2", scaling_probe_steps=0), "scaling.small_2: runs.small_2.scaling_probe_steps = 0: must be 1 or "
+         "more, for its steps to be timed"),
+        ({"criteria": {"speedup": 1.8}}, "criteria = {'speedup': 1.8}: must be a list, each with run, measure"),
+        ({"criteria": ["fast"]}, "criteria[0] = 'fast': must be a mapping"),
+        ({"criteria": [{"run": "small_1", "at_most": 1}]}, "criteria[0]: lacks measure"),
+        (criterion(atleast=2), "criteria[0].atleast: unknown key (nearest: at_least)"),
+        (criterion(run="weak"), "criteria[0].run = 'weak': must be one of the runs small_1, small_2, weak_2 "
+         "(nearest: weak_2)"),
+        (criterion(measure="speedpu"), "criteria[0].measure = 'speedpu': must be one of test_loss, "),
+        (criterion(measure="speedpu"), "efficiency (nearest: speedup)"),
+        (criterion(run="small_1"), "criteria[0].measure = 'speedup': scaling does not declare 'small_1'"),
+        ({"criteria": [{"run": "small_1", "measure": "test_loss"}]}, "criteria[0]: lacks at_least or at_most"),
+        (criterion(at_least="high"), "criteria[0].at_least = 'high': must be a finite number"),
+        (criterion(at_least=True), "criteria[0].at_least = True: must be a finite number"),
+        (criterion(at_most=1.5), "criteria[0]: at_least = 1.8 is above at_most = 1.5"),
+        (criterion(measure="test_accuracy", at_least=91), "criteria[0].at_least = 91: must be a share from 0 to 1 "
+         "(0.91 for 91 %)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_scaling_or_criteria_is_named(tmp_path, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve_study(scaled(tmp_path, **changes))
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    changes = pair(kind="week", reference="nobody") | criterion(measure="fast", at_least=None)
+    with pytest.raises(ConfigError) as caught:
+        resolve_study(scaled(tmp_path, **changes, metric="speed"))
+    said = str(caught.value)
+    assert "5 problems" in said and said.count("scaling.small_2.") == 2 and said.count("criteria[0].") == 2
+
+
+def test_what_goes_with_another_batch_or_number_of_steps_may_differ(tmp_path):
+    free = {"warmup_steps": 10, "eval_interval": 25, "log_interval": 5, "shard_samples": False}
+    free |= {"on_shared_samples": "report", "data_parallel": "fsdp"}
+    study, _ = resolve_study(scaled(tmp_path, **run("weak_2", **free)))
+    assert study["runs"]["weak_2"]["warmup_steps"] == 10
+
+
+@pytest.mark.parametrize("metric", ["test_accuracy", "val_accuracy"])
+def test_accuracy_is_the_metric_of_labelled_data_only(metric):
+    from stages.study import study_problems
+
+    study = {
+        "study": "s",
+        "question": "q",
+        "baseline": "a",
+        "metric": metric,
+        "seeds": [1],
+        "runs": {"a": {}},
+    }
+    study |= {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": []}
+    assert study_problems(study, "ag_news") == []
+    assert study_problems(study, "wikitext2") == [
+        f"metric = '{metric}': must be one of test_loss, val_loss; of labelled data only (dataset = 'wikitext2' is "
+        "text)"
+    ]
+    assert study_problems(study | {"metric": "speed"}, "ag_news") == [
+        "metric = 'speed': must be one of test_loss, val_loss, test_accuracy, val_accuracy"
+    ]
