@@ -26,6 +26,7 @@ from engine.errors import ConfigError
 from engine.probes import progress_line
 
 NOT_MET = 5  # exit status
+LAST_WORDS = 10.0  # seconds that a process which is about to end waits for the store
 STAGES = {  # how far a rank has got, in the order in which it does
     "place": "came no further than the meeting",
     "joining": "joining the process group",
@@ -110,10 +111,7 @@ class Preflight:
         What hangs there hangs in a library, so that a thread ends the process with NOT_MET; an error there raises
         NotMet. Both name the ranks.
         """
-        # A connection of its own, because the other one may be in use by what hangs.
-        connection = _connect(self.place.rank, self.world_size, self.seconds, host=False)
-        mine = dist.PrefixStore("preflight", connection)
-        watch = threading.Timer(self.seconds, _end_process, [lambda: self._stuck(mine)])
+        watch = threading.Timer(self.seconds, _end_process, [self._stuck])
         watch.daemon = True
         watch.start()
         self._tell("joining")
@@ -121,7 +119,7 @@ class Preflight:
             yield
         except (RuntimeError, ValueError) as error:
             watch.cancel()
-            raise NotMet(f"{self._stuck(mine)}; {str(error).splitlines()[0]}") from error
+            raise NotMet(f"{self._stuck()}; {str(error).splitlines()[0]}") from error
         finally:
             watch.cancel()
         self.store.set_timeout(USUAL_WAIT)
@@ -140,11 +138,13 @@ class Preflight:
     def _tell(self, stage: str, text: str = "") -> None:
         dist.PrefixStore("preflight", self.store).set(f"{stage}/{self.place.rank}", text)
 
-    def _stuck(self, told: dist.Store) -> str:
+    def _stuck(self) -> str:
         """How far each rank has got."""
-        try:
+        try:  # over another connection, because what hangs may be using the first
+            again = _connect(self.place.rank, self.world_size, min(self.seconds, LAST_WORDS), host=False)
+            told = dist.PrefixStore("preflight", again)
             reached = [[s for s in STAGES if told.check([f"{s}/{p.rank}"])][-1] for p in self.places]
-        except (RuntimeError, IndexError):
+        except (RuntimeError, NotMet):
             return (
                 "the first all-reduce did not end, and the process that keeps the ranks' meeting place has ended: "
                 "see what it said"
