@@ -107,7 +107,7 @@ def test_scaling_is_in_every_output(results, tmp_path, capsys):
     assert row in (reports / "table.md").read_text()
     assert r"small\_2 & small\_1 & strong & 2 & 256" in (reports / "table.tex").read_text()
     pairs = {row["run"]: row for row in csv.DictReader((reports / "scaling.csv").read_text().splitlines())}
-    assert float(pairs["small_2"]["too_little_work"]) == pytest.approx(2.3 / 8)
+    assert float(pairs["small_2"]["too_little_work"]) == pytest.approx(2.1 / 8)
     page = (reports / "report.html").read_text()
     assert "<h2>Scaling</h2>" in page and "does not scale well" in page
     bars = {row["metric"] for row in csv.DictReader((reports / "bars.csv").read_text().splitlines())}
