@@ -64,6 +64,8 @@ def _summary(run, data_order: str) -> dict:
             limit=run.config.evaluation.eval_tokens,
         ),
         "data_order_sha256": data_order,
+        "samples_per_epoch": run.order.samples_per_epoch,
+        **({"classes": classes} if (classes := run.tokens.meta.get("classes")) else {}),
         "flops": probes.training_flops(run.flop_parameters, run.config.model, tokens),
         "step_seconds_median": seconds,
         "tokens_per_second": run.tokens_seen(0) / seconds,
