@@ -14,6 +14,7 @@ from metrics.scaling import (
     WAIT,
     Scaling,
 )
+from metrics.statistics import Ratio
 from metrics.words import number, paired_seeds, times
 
 GOOD = 0.85  # efficiency from which on a run scales well
@@ -25,9 +26,8 @@ def diagnosis(one: Scaling) -> str:
     if one.reason:
         return f"The scaling of {one.run} against {one.reference} was not measured: {one.reason}."
     assert one.speedup and one.efficiency and one.lost
-    slower = one.speedup.mean < 1
     well = scales_well(one)
-    does = "is slower than one process" if slower else "scales well" if well else "does not scale well"
+    does = "scales well" if well else _how_badly(one.speedup)
     parts = [
         f"{one.run} {does}: in {one.processes} processes it is through with {times(one.speedup)} the samples a "
         f"second of {one.reference} in one (efficiency {percent(one.efficiency.mean)}, {one.kind} scaling)"
@@ -45,6 +45,16 @@ def diagnosis(one: Scaling) -> str:
         apart = f"{COMMUNICATION}, {IMBALANCE} and {LITTLE_WORK} could not be told apart"
         parts.append(f"{apart}: no step was timed without exchange ({one.untold})")
     return "; ".join([*parts, *one.notes, paired_seeds(one.speedup.count)]) + "."
+
+
+def _how_badly(speedup: Ratio) -> str:
+    """What the interval allows to be said of a run that does not scale well."""
+    high = speedup.mean if speedup.high is None else speedup.high
+    if high < 1:
+        return "is slower than one process"
+    if speedup.mean < 1:
+        return "is no faster than one process, as far as these seeds tell"
+    return "does not scale well"
 
 
 def scales_well(one: Scaling) -> bool:

@@ -28,6 +28,7 @@ MEMORY |= {"optimizer_offload", "gradient_sums"}
 BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
 NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
 NAMES |= {"sample_tokens", "sample_prompt"}
+LR_MEANS_ANOTHER_THING = {"optimizer", "model", "layers", "heads", "width", "mlp_width", "context"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
 RULE_TOLERANCE = 0.01
 
@@ -164,26 +165,37 @@ def _batch_multiplier(study: _Study) -> Iterator[Finding]:
 
 
 def _lr_rule(study: _Study) -> Iterator[Finding]:
-    """Whether runs of another batch size than the baseline's scaled the learning rate, and by which rule."""
-    if study.baseline not in study.runs:
-        return
-    batch, lr = (study.setting(study.baseline, name) for name in ("batch_size", "lr"))
+    """Whether runs of another batch size scaled the learning rate, and by which rule.
+
+    Against the reference that the study declares for the run's scaling, or else its baseline.
+    """
     for name in study.runs:
-        own_batch, own_lr = (study.setting(name, key) for key in ("batch_size", "lr"))
+        reference = study.results.study.scaling.get(name, {}).get("reference", study.baseline)
+        if reference not in study.runs:
+            continue
+        batch, lr = study.setting(reference, "batch_size"), _peak_lr(study, reference)
+        own_batch, own_lr = study.setting(name, "batch_size"), _peak_lr(study, name)
         if not all((batch, lr, own_batch, own_lr)) or own_batch == batch:
             continue
-        if study.setting(name, "optimizer") != study.setting(study.baseline, "optimizer"):
-            continue  # their learning rates mean different things
+        if study.differences(name, reference) & LR_MEANS_ANOTHER_THING:
+            continue
         by_batch, by_lr = own_batch / batch, own_lr / lr
         rules = {"the linear rule": by_batch, "the square-root rule": math.sqrt(by_batch)}
         followed = [rule for rule, r in rules.items() if abs(by_lr / r - 1) <= RULE_TOLERANCE]
         said = f"{followed[0]}" if followed else "neither the linear rule nor the square-root rule"
         wanted = f"(linear {by_batch:.4g}, square root {math.sqrt(by_batch):.4g})"
         yield Finding(
-            f"{name} has {by_batch:.4g} × the batch size of {study.baseline} and {by_lr:.4g} × its learning rate: "
+            f"{name} has {by_batch:.4g} × the batch size of {reference} and {by_lr:.4g} × its learning rate: "
             f"{said} {wanted}.",
-            (name, study.baseline),
+            (name, reference),
         )
+
+
+def _peak_lr(study: _Study, run: str) -> float | None:
+    """lr as the run's lr_rule makes it of the batch size."""
+    lr, batch, base = (study.setting(run, name) for name in ("lr", "batch_size", "lr_batch_size"))
+    power = {"linear": 1.0, "sqrt": 0.5}.get(study.setting(run, "lr_rule"), 0.0)
+    return lr * (batch / base) ** power if lr and power else lr
 
 
 def _scaling(study: _Study) -> Iterator[Finding]:

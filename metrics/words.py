@@ -14,7 +14,8 @@ from metrics.summary import RunSummary, Summary
 
 SMALL = 1e-6  # below it a table writes an exponent
 WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
-PART_OF = re.compile(r"\d of [\d,]+ training rows")  # what the ledger says of a data set that is not whole
+# What the ledger says of a data set that is not whole.
+PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ %\)")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -210,10 +211,10 @@ def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
 def data_notes(summary: Summary, run: RunSummary) -> list[str]:
     """How much of the published training rows the run had, as its ledger says it, where it is not all of them."""
     said = [
-        f"{entry['what']}: {entry['in_effect']}"
+        f"{entry['what']} {entry['in_effect']}: {found[0]}"
         for one in summary.results.of(run.run)
         for entry in one.ledger
-        if PART_OF.search(str(entry["in_effect"]))
+        if (found := PART_OF.search(entry["how"]))
     ]
     return list(dict.fromkeys(said))
 

@@ -58,21 +58,23 @@ def scaling_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
     found = scalings(summary)
     if not found:
         return []
-    speedup, lost = _speedup(found), _lost(found)
+    speedup, lost = _speedup(found, wide), _lost(found)
     if not wide:
         return [(SPEEDUP, speedup), (LOST, lost)]
     rows = [[*one, *other[1:]] for one, other in zip(speedup[1], lost[1], strict=True)]
     return [(f"{SPEEDUP}. {LOST[len('Scaling, ') :].capitalize()}", ([*speedup[0], *lost[0][1:]], rows))]
 
 
-def _speedup(found: tuple[Scaling, ...]) -> Table:
-    heads = ["run", "reference", "kind", "processes", "batch size", "samples/s", "speedup", "efficiency (%)"]
+def _speedup(found: tuple[Scaling, ...], wide: bool) -> Table:
+    heads = ["run", "reference", "kind", "processes", "batch", "samples/s", "speedup", "efficiency (%)"]
     rows = []
     for one in found:
         efficiency = one.efficiency and one.efficiency.times(100)
         measured = ["–"] * 5
         if not one.reason:
-            measured = [str(one.processes), f"{one.batch_size:,}", with_interval(one.samples_per_second)]
+            speed = one.samples_per_second
+            measured = [str(one.processes), f"{one.batch_size:,}"]
+            measured.append(with_interval(speed) if wide else number(speed.mean if speed else None))
             measured += [ratio_text(one.speedup), _percents(efficiency)]
         rows.append([one.run, one.reference, one.kind, *measured])
     return heads, rows

@@ -117,7 +117,9 @@ def cost_table(summary: Summary, full: bool = False) -> Table:
     A cost that no run has gets no column.
     """
     costs = [
-        name for name in shown_costs(summary.labelled) if any(run.estimates[name] for run in summary.runs)
+        name
+        for name in shown_costs(summary.labelled)
+        if any(run.estimates[name] for run in summary.runs) and (full or name != "train_seconds")
     ]
     with_ratio = costs if full else ("step_milliseconds", "activation_mib")
     heads = ["run"]

@@ -120,6 +120,22 @@ def test_which_rule_a_learning_rate_followed(study, lr, said):
     ]
 
 
+def test_a_rule_that_a_setting_applies_is_seen_and_another_model_is_not_compared(study):
+    rule = {"lr_rule": "sqrt", "lr_batch_size": 16}
+    results = study(
+        {
+            "small": {"batch_size": 32, "lr": 0.001, **rule},
+            "big": {"batch_size": 128, "lr": 0.001, **rule},
+            "wide": {"batch_size": 128, "width": 8},
+        }
+    )
+    [(text, runs)] = found(results, "learning rate")
+    assert runs == ("big", "small")
+    assert text.startswith(
+        "big has 4 × the batch size of small and 2 × its learning rate: the square-root rule"
+    )
+
+
 def test_speedup_and_efficiency_are_of_throughput(study):
     results = study({"one": {}, "four": {"processes": 4}, "other": {"width": 8, "processes": 4}})
     for run, processes in {"one": 1, "four": 4, "other": 4}.items():

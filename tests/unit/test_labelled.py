@@ -185,7 +185,7 @@ def test_the_rows_come_back(rows_of, tmp_path):
             assert examples.row(i).tolist() == expected
     assert not tokens.train.tokens.flags.writeable and tokens.train.tokens.dtype == np.uint16
     assert tokens.train.ends.dtype == np.int64 and tokens.train.labels.dtype == np.int32
-    assert tokens.bytes_per_token("test") == pytest.approx(14 / 5)
+    assert tokens.meta["splits"]["test"]["bytes_per_token"] == pytest.approx(14 / 5)
 
 
 def test_the_vocabulary_is_of_the_training_rows_alone(rows_of, tmp_path):

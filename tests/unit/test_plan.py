@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from engine import dry_gpu, plan
 from engine.config import resolve
+from engine.data.prepare import prepare
 from engine.dry_compile import Region
 from engine.errors import ConfigError
 from engine.tape import Tape
@@ -240,11 +241,19 @@ def test_the_micro_batch_that_would_fit_by_hand():
         ({}, 256),
         ({"tokenizer": "bpe", "vocab_size": 5000}, 5000),
         ({"tokenizer": "gpt2", "tokenizer_dir": "x"}, 50257),
-        ({"model": "classifier", "dataset": "imdb", "tokenizer": "hashed_words", "vocab_size": 600}, 600),
     ],
 )
 def test_the_vocabulary_without_the_data(lab, settings, size):
     assert plan.sizes(config(study="none_yet", **settings)) == (size, 0)
+
+
+def test_classes_that_only_the_data_knows(lab):
+    labelled = {"model": "classifier", "dataset": "synthetic", "tokenizer": "hashed_words", "vocab_size": 600}
+    asked = config(study="none_yet", **labelled)
+    with pytest.raises(ConfigError, match="'synthetic': its classes are those of the data; run python -m"):
+        plan.sizes(asked)
+    prepare(asked.data, asked.tokens_directory)
+    assert plan.sizes(asked) == (600, 4)
 
 
 def test_a_vocabulary_that_only_the_data_knows(lab):

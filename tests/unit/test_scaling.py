@@ -187,6 +187,13 @@ def test_what_scales_well_and_what_is_slower_than_one(results):
     assert text.startswith(
         "small_2 is slower than one process: in 2 processes it is through with 0.83 × the samples"
     )
+    for seed, ms in ((1, 9), (2, 12), (3, 12)):  # 1.11 × in one seed, 0.83 × in two
+        put(results, "small_2", spread([ms, ms], [ms - 0.5, ms - 0.5], [5, 5]), (seed,))
+    one = small(results)
+    assert one.speedup.mean < 1 < one.speedup.high
+    assert diagnosis(one).startswith(
+        "small_2 is no faster than one process, as far as these seeds tell: in 2 "
+    )
     put(results, "small_2", spread([5.9, 5.9], [5.4, 5.4], [5, 5]))  # 84.7 %
     assert "does not scale well" in diagnosis(small(results))
 
