@@ -15,7 +15,7 @@ from metrics.summary import RunSummary, Summary
 SMALL = 1e-6  # below it a table writes an exponent
 WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
 # What the ledger says of a data set that is not whole.
-PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ %\)")
+PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ ?%\)")
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -73,7 +73,7 @@ def amount(meta: dict) -> str:
     source, published = meta["source_rows"]["train"], meta["of_rows"].get("train")
     words = f"{rows:,} training and {held:,} validation rows, {len(meta['classes'])} classes"
     if published and source < published:
-        words += f", from {source:,} of the {published:,} published training rows ({source / published:.0%})"
+        words += f", from {source:,} of the {published:,} published training rows ({100 * source / published:.0f} %)"
     dropped = [f"{count:,} {why}" for why, count in meta["dropped"].items() if count]
     return words + (f", dropped {', '.join(dropped)}" if dropped else "")
 
