@@ -264,13 +264,6 @@ class Training:
     precision: str = setting(
         "fp32", "fp32, or bf16 or fp16 autocast over fp32 weights", choices=("fp32", "bf16", "fp16")
     )
-    trim_to: int = setting(
-        0,
-        "a batch is cut to its longest row, rounded up to a multiple of this; 0: padded to context",
-        unit="tokens",
-        at_least=0,
-        only_if={"model": ("classifier",), "padding_mask": (True,)},
-    )
     loss_scale: float = setting(
         65536.0, "first loss scale of fp16", above=0, only_if={"precision": ("fp16",)}
     )

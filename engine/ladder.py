@@ -90,7 +90,7 @@ def rungs(config: Config) -> list[tuple[str, dict]]:
     found += [(f"micro-batch {m}", {"micro_batch_size": m}) for m in _smaller_micro_batches(config)]
     if config.compile.compile != "none":
         found.append(("no compile", {"compile": "none"}))
-    return found
+    return [rung for rung in found if changed(config, rung[1]) != config]
 
 
 def _smaller_micro_batches(config: Config) -> Iterator[int]:

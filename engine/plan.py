@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-from engine.config import Config, load
+from engine.config import Config, is_effective, load
 from engine.data import DATASETS
 from engine.errors import ConfigError, command
 
@@ -146,12 +146,13 @@ def sizes(config: Config) -> tuple[int, int]:
 
     Raises ConfigError, saying what to do, where it cannot be known.
     """
+    from engine import tasks
     from engine.data.prepare import open_tokens
 
     data = config.data
     if config.tokens_directory.exists():
         meta = open_tokens(config.tokens_directory, data).meta
-        return meta["vocabulary_size"], len(meta.get("classes", ()))
+        return meta["vocabulary_size"], tasks.class_count(meta)
     known = KNOWN_VOCABULARIES | {"bpe": data.vocab_size}
     if data.dataset in DATASETS and data.tokenizer in known:
         return known[data.tokenizer], 0
@@ -202,8 +203,9 @@ def check(plan: Plan, fits: int, config: Config, ranks: int, capacity: float) ->
     advice = (
         f"micro_batch_size = {micro} would fit"
         if micro
-        else "not even micro_batch_size = 1 would fit: use activation checkpointing, loss_kernel = 'chunked', "
-        "sharding or a smaller model"
+        else "not even micro_batch_size = 1 would fit: use activation checkpointing, "
+        + "loss_kernel = 'chunked', " * is_effective("loss_kernel", config.flat)
+        + "sharding or a smaller model"
     )
     raise ConfigError(
         f"out of memory: a step with micro-batches of {plan.micro_batch} needs {plan.peak / GIB:.3g} GiB, and there "

@@ -33,6 +33,7 @@ STAGES = {  # how far a rank has got, in the order in which it does
     "exchanging": "waiting in the first all-reduce",
     "done": "done with it",
 }
+ENDED = "the process that keeps the ranks' meeting place has ended: see what it said"
 USUAL_WAIT = timedelta(minutes=30)  # torch's own, for what the store is used for afterwards
 
 
@@ -95,13 +96,16 @@ class Preflight:
         deadline = time.monotonic() + self.seconds
         self.store = _connect(self.place.rank, self.world_size, self.seconds, host=self.place.rank == 0)
         told, keys = dist.PrefixStore("preflight", self.store), [f"place/{r}" for r in range(self.world_size)]
-        self._tell("place", json.dumps(asdict(self.place)))
         try:
-            told.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
-        except dist.DistStoreError:
-            raise NotMet(_missing(told, keys, self.seconds)) from None
-        self.places = [Place(**json.loads(told.get(key))) for key in keys]
-        if problems := shared_gpus(self.places):
+            self._tell("place", json.dumps(asdict(self.place)))
+            try:
+                told.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
+            except dist.DistStoreError:
+                raise NotMet(_missing(told, keys, self.seconds)) from None
+            self.places = [Place(**json.loads(told.get(key))) for key in keys]
+        except dist.DistError:
+            raise NotMet(ENDED) from None
+        if problems := [*unlike(self.places), *shared_gpus(self.places)]:
             raise ConfigError(problems)
 
     @contextlib.contextmanager
@@ -111,15 +115,21 @@ class Preflight:
         What hangs there hangs in a library, so that a thread ends the process with NOT_MET; an error there raises
         NotMet. Both name the ranks.
         """
+        began = time.monotonic()
         watch = threading.Timer(self.seconds, _end_process, [self._stuck])
         watch.daemon = True
         watch.start()
         self._tell("joining")
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:
             watch.cancel()
-            raise NotMet(f"{self._stuck()}; {str(error).splitlines()[0]}") from error
+            seconds = time.monotonic() - began
+            raise NotMet(
+                f"{self._stuck(f'failed after {seconds:.1f} s')}; {str(error).splitlines()[0]}"
+            ) from error
         finally:
             watch.cancel()
         self.store.set_timeout(USUAL_WAIT)
@@ -138,18 +148,15 @@ class Preflight:
     def _tell(self, stage: str, text: str = "") -> None:
         dist.PrefixStore("preflight", self.store).set(f"{stage}/{self.place.rank}", text)
 
-    def _stuck(self) -> str:
-        """How far each rank has got."""
+    def _stuck(self, what: str = "") -> str:
+        """How far each rank has got; `what` became of the exchange, if not that it did not end in time."""
         try:  # over another connection, because what hangs may be using the first
             again = _connect(self.place.rank, self.world_size, min(self.seconds, LAST_WORDS), host=False)
             told = dist.PrefixStore("preflight", again)
             reached = [[s for s in STAGES if told.check([f"{s}/{p.rank}"])][-1] for p in self.places]
         except (RuntimeError, NotMet):
-            return (
-                "the first all-reduce did not end, and the process that keeps the ranks' meeting place has ended: "
-                "see what it said"
-            )
-        return stuck(self.places, reached, self.seconds)
+            return f"the first all-reduce {what or 'did not end'}, and {ENDED}"
+        return stuck(self.places, reached, what or f"did not end within {self.seconds:g} s")
 
 
 def _connect(rank: int, world_size: int, seconds: float, *, host: bool) -> dist.Store:
@@ -187,8 +194,8 @@ def _missing(told: dist.Store, keys: list[str], seconds: float) -> str:
     )
 
 
-def stuck(places: list[Place], reached: list[str], seconds: float) -> str:
-    """A first all-reduce that did not end, in words, whoever is behind first; `reached`: the stage of each rank."""
+def stuck(places: list[Place], reached: list[str], what: str) -> str:
+    """A first all-reduce and `what` became of it, whoever is behind first; `reached`: the stage of each rank."""
     parts = [
         f"{_named([p for p, last in zip(places, reached, strict=True) if last == stage])}: {words}"
         for stage, words in STAGES.items()
@@ -196,7 +203,21 @@ def stuck(places: list[Place], reached: list[str], seconds: float) -> str:
     ]
     if len(parts) == 1:
         parts.append("all are there, so look at the network between them")
-    return f"the first all-reduce did not end within {seconds:g} s. " + "; ".join(parts)
+    return f"the first all-reduce {what}. " + "; ".join(parts)
+
+
+def unlike(places: Iterable[Place]) -> list[str]:
+    """Ranks on other kinds of device than most, as a problem for a ConfigError: they could exchange nothing."""
+    kinds: dict[str, list[Place]] = {}
+    for place in places:
+        kinds.setdefault(place.device.split(":")[0], []).append(place)
+    if len(kinds) == 1:
+        return []
+    return [
+        "; ".join(f"{_named(of)}" for of in kinds.values())
+        + ": all must compute on one kind of device; look at "
+        "CUDA_VISIBLE_DEVICES there, or set device = 'cpu'"
+    ]
 
 
 def shared_gpus(places: Iterable[Place]) -> list[str]:
@@ -215,10 +236,10 @@ def shared_gpus(places: Iterable[Place]) -> list[str]:
 
 
 def device_map(places: Iterable[Place]) -> list[dict]:
-    """rank → device, for env.json: hosts are numbered, because results are published."""
+    """rank → device, for env.json: hosts are numbered, and no GPU has its identity, because results are published."""
     places = list(places)
     hosts = list(dict.fromkeys(p.host for p in places))
-    kept = ("rank", "local_rank", "device", "name", "memory_gib", "visible")
+    kept = ("rank", "local_rank", "device", "name", "memory_gib")
     return [{"host": hosts.index(p.host), **{key: getattr(p, key) for key in kept}} for p in places]
 
 

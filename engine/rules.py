@@ -22,7 +22,6 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_steps(config),
         *_memory(config),
         *_gradient_sums(config),
-        *_trimming(config),
         *_evaluation(config),
         *_samples(config.evaluation),
         *_probes(config),
@@ -166,17 +165,6 @@ def _memory(c) -> list[Check]:
             ("activation_checkpointing", "compile"),
             mode == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
-        ),
-    ]
-
-
-def _trimming(c) -> list[Check]:
-    return [
-        (
-            ("trim_to", "compile"),
-            c.training.trim_to > 0 and c.compile.compile != "none",
-            f"trim_to = {c.training.trim_to}: batches have many lengths, and compiled code is made for one; set "
-            "compile = 'none'",
         ),
     ]
 

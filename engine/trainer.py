@@ -266,6 +266,12 @@ class Trainer:
         with self.memory.measured(self.step, micro_batches), operations:
             measured = self.step(batch.step, micro_batches)
         ladder.check_limit(self.memory.peak_bytes, self.config.memory)
+        # As the step left them: the task's own look may run the model again.
+        of_step = {
+            "head_sums": model.loss.head_sums,
+            "operand_dtype": model.loss.operand_dtype,
+            "stream_dtype": model.stream_dtype,
+        }
         self.seen = observed.Observed(
             ranks=self.ranks,
             accumulation=len(micro_batches),
@@ -273,9 +279,7 @@ class Trainer:
             sample_ids=parallel.gathered(torch.from_numpy(batch.sample_ids).to(self.ranks.device)).tolist(),
             operations=operations,
             task=self.task.lines(self, micro_batches[0][0]),
-            head_sums=model.loss.head_sums,
-            operand_dtype=model.loss.operand_dtype,
-            stream_dtype=model.stream_dtype,
+            **of_step,
         )
         self.write_ledger()
         return measured

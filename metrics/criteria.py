@@ -110,6 +110,8 @@ def _value(summary: Summary, run: str, measure: str) -> tuple[float | None, str]
         return None, f"{run} is invalid: {'; '.join(found.invalid)}"
     if len(found.complete_seeds) < seeds:
         return None, f"{len(found.complete_seeds)} of {seeds} seeds complete"
+    if found.not_comparable:
+        return None, f"{run} is not comparable: {'; '.join(found.not_comparable)}"
     if measure in SCALING_MEASURES:
         one = next(one for one in scalings(summary) if one.run == run)
         ratio = one.speedup if measure == "speedup" else one.efficiency

@@ -22,24 +22,34 @@ MOST = 0.5  # of what is lost
 
 
 def diagnosis(one: Scaling) -> str:
-    """A sentence: how a run scales, and if not well, what the largest part of its lost time is and what to change."""
+    """A sentence: how a run scales, and if not well, what the largest part of its lost time is and what to change.
+
+    Only what holds in every seed and over the whole interval is said to be so.
+    """
     if one.reason:
         return f"The scaling of {one.run} against {one.reference} was not measured: {one.reason}."
     assert one.speedup and one.efficiency and one.lost
     well = scales_well(one)
-    does = "scales well" if well else _how_badly(one.speedup)
     parts = [
-        f"{one.run} {does}: in {one.processes} processes it is through with {times(one.speedup)} the samples a "
-        f"second of {one.reference} in one (efficiency {percent(one.efficiency.mean)}, {one.kind} scaling)"
+        f"{one.run} {_how(one.speedup, well)}: in {one.processes} processes it is through with {times(one.speedup)} "
+        f"the samples a second of {one.reference} in one (efficiency {percent(one.efficiency.mean)}, {one.kind} "
+        "scaling)"
     ]
-    if well:
-        parts.append(f"of each step {percent(one.lost.mean)} is lost")
+    lost = f"of each step {percent(one.lost.mean)} is lost"
+    cause = None if well else the_cause(one)
+    if cause:
+        share = one.parts[cause].mean
+        much = "most of it, " if MOST * one.lost.mean < share <= one.lost.mean else "the largest part "
+        parts += [
+            f"{lost}, {much}{percent(share)} of the step, because {_cause(one, cause)}",
+            _advice(one, cause),
+        ]
+    elif well or not any(one.causes):
+        parts.append(lost)
     else:
-        name, share = largest(one)
-        much = "most of it, " if share > MOST * one.lost.mean else "the largest part "
-        what = f"of each step {percent(one.lost.mean)} is lost, {much}{percent(share)} of the step, because "
-        parts += [what + _cause(one, name), _advice(one, name)]
-    if one.distinct < one.drawn and (well or largest(one)[0] != SHARED):
+        each = ", ".join(dict.fromkeys(filter(None, one.causes)))
+        parts.append(f"{lost}, and these seeds do not tell to what: its largest part is {each}, seed by seed")
+    if one.distinct < one.drawn and cause != SHARED:
         parts.append(f"and ranks read the same samples: {_shared(one)}")
     if one.untold:
         apart = f"{COMMUNICATION}, {IMBALANCE} and {LITTLE_WORK} could not be told apart"
@@ -47,24 +57,36 @@ def diagnosis(one: Scaling) -> str:
     return "; ".join([*parts, *one.notes, paired_seeds(one.speedup.count)]) + "."
 
 
-def _how_badly(speedup: Ratio) -> str:
-    """What the interval allows to be said of a run that does not scale well."""
+def _how(speedup: Ratio, well: bool | None) -> str:
+    """What the interval allows to be said."""
     high = speedup.mean if speedup.high is None else speedup.high
     if high < 1:
         return "is slower than one process"
-    if speedup.mean < 1:
-        return "is no faster than one process, as far as these seeds tell"
-    return "does not scale well"
+    if well is None:
+        return f"has an efficiency that these seeds do not place above or below {percent(GOOD)}"
+    if well:
+        return "scales well"
+    return (
+        "is no faster than one process, as far as these seeds tell"
+        if speedup.mean < 1
+        else "does not scale well"
+    )
 
 
-def scales_well(one: Scaling) -> bool:
-    """Whether hardly anything is lost."""
-    return one.efficiency is not None and one.efficiency.mean >= GOOD
+def scales_well(one: Scaling) -> bool | None:
+    """Whether hardly anything is lost; None where the interval of the efficiency says neither."""
+    if one.efficiency is None:
+        return None
+    low, high = (
+        one.efficiency.mean if end is None else end for end in (one.efficiency.low, one.efficiency.high)
+    )
+    return True if low >= GOOD else False if high < GOOD else None
 
 
-def largest(one: Scaling) -> tuple[str, float]:
-    """The part that most of the lost time is, and its share of a step."""
-    return max(((name, share.mean) for name, share in one.parts.items()), key=lambda part: part[1])
+def the_cause(one: Scaling) -> str | None:
+    """The part that most is lost to, if it is the same one in every seed."""
+    causes = set(one.causes)
+    return causes.pop() if len(causes) == 1 and "" not in causes else None
 
 
 def percent(share: float) -> str:
@@ -81,7 +103,8 @@ def _cause(one: Scaling, name: str) -> str:
     own, its = (f"{number(1000 * seconds, 3)} ms" for seconds in one.work)
     return {
         SHARED: f"the samples are not divided among the ranks, which read {_shared(one)}",
-        WAIT: "the ranks wait for the loader",
+        WAIT: "it takes longer with batches from the loader than with one at hand (while they trained, ranks waited "
+        f"{number(1000 * one.waited, 2)} ms a step for it)",
         COMMUNICATION: "the ranks exchange gradients while nothing is computed",
         IMBALANCE: _imbalance(one),
         LITTLE_WORK: f"each rank has too little work: its samples of a step take it {own}, where {one.reference} has "
@@ -91,12 +114,12 @@ def _cause(one: Scaling, name: str) -> str:
 
 
 def _imbalance(one: Scaling) -> str:
-    if not one.rank_seconds:
+    if not one.slowest:
         return ""
-    slowest, fastest = max(one.rank_seconds), min(one.rank_seconds)
-    rank = one.rank_seconds.index(slowest)
-    longer = f"{slowest / fastest:.2f} × as long as the fastest"
-    return f"the others wait for rank {rank}, which computes {longer}"
+    ranks = {rank for rank, _ in one.slowest}
+    longer = sum(ratio for _, ratio in one.slowest) / len(one.slowest)
+    whom = f"rank {ranks.pop()}" if len(ranks) == 1 else "one rank, not always the same"
+    return f"the others wait for {whom}, which computes {longer:.2f} × as long as the fastest"
 
 
 def _advice(one: Scaling, name: str) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 
 from metrics import statistics
 from metrics.fairness import machine_differences
-from metrics.measures import METRICS
+from metrics.measures import METRICS, SCALED
 from metrics.rows import RunSeed
 from metrics.statistics import Estimate, Ratio
 from metrics.summary import Summary
@@ -67,7 +67,11 @@ class Scaling:
     efficiency: Ratio | None = None
     lost: Estimate | None = None
     parts: dict[str, Estimate] = field(default_factory=dict)
-    rank_seconds: tuple[float, ...] = ()  # of each rank alone; empty where that could not be timed
+    causes: tuple[str, ...] = ()  # of each seed, the largest part; "" where nothing is lost
+    slowest: tuple[
+        tuple[int, float], ...
+    ] = ()  # of each seed: rank, and how many times the fastest's time it took
+    waited: float = 0.0  # seconds of a step that ranks waited for the loader while they trained
     work: tuple[float, float] = (0.0, 0.0)  # Lost.work and Lost.reference_work
     untold: str = ""  # why communication, imbalance and too little work could not be told apart
     notes: tuple[str, ...] = ()
@@ -201,11 +205,22 @@ def _scaling(summary: Summary, run: str, reference: str, kind: str) -> Scaling:
             part: statistics.mean_interval([one.parts[part] / one.step for one in found])
             for part in found[0].parts
         },
-        rank_seconds=() if untold else _by_rank([own["alone_seconds"] for own, _ in probes]),
+        causes=tuple(map(_largest, found)),
+        slowest=() if untold else tuple(_slowest(own["alone_seconds"]) for own, _ in probes),
+        waited=_mean([_mean(own.get("training_data_wait_seconds") or [0.0]) for own, _ in probes]),
         work=(_mean([one.work for one in found]), _mean([one.reference_work for one in found])),
         untold=untold,
         notes=tuple(_notes(pairs)),
     )
+
+
+def _largest(one: Lost) -> str:
+    name = max(one.parts, key=one.parts.__getitem__)
+    return name if one.parts[name] > 0 else ""
+
+
+def _slowest(alone: list[float]) -> tuple[int, float]:
+    return alone.index(max(alone)), max(alone) / min(alone)
 
 
 def _samples_per_second(probe: dict[str, Any]) -> float:
@@ -223,6 +238,8 @@ def _absent(
             yield f"{name} has no result"
         elif found.invalid:
             yield f"{name} is invalid: {'; '.join(found.invalid)}"
+        elif found.not_comparable:
+            yield f"{name} is not comparable: {'; '.join(found.not_comparable)}"
         elif not any(one.scaling for one in summary.results.of(name)):
             yield f"{name}'s steps were not probed (scaling_probe_steps is 0)"
     if not pairs:
@@ -234,6 +251,10 @@ def _unlike(summary: Summary, pairs: list[tuple[RunSeed, RunSeed]]) -> Iterator[
     shape = ("ranks", "batch_size", "samples_drawn", "samples_distinct")
     for one, other in pairs:
         yield from machine_differences(summary.results, one, other, other.run)
+        mine, theirs = one.config, other.config
+        differing = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+        if differing := sorted(differing - SCALED - {"run", "seed"}):
+            yield f"{one.run} and {other.run} differ in {', '.join(differing)}"
         if other.scaling["ranks"] != 1:
             yield f"{other.run} ran in {other.scaling['ranks']} processes, and a reference is to be one"
         if one.scaling["ranks"] == 1:
@@ -244,17 +265,16 @@ def _unlike(summary: Summary, pairs: list[tuple[RunSeed, RunSeed]]) -> Iterator[
 
 
 def _notes(pairs: list[tuple[RunSeed, RunSeed]]) -> Iterator[str]:
-    """Where the probe's steps were not as fast as those of the training."""
+    """Where the probe's steps were not as fast as those of the training; threads that were not as many."""
+    threads = [{one.env.get("threads") for one in side} for side in zip(*pairs, strict=True)]
+    if threads[0] != threads[1]:
+        (run, reference), (own, its) = pairs[0], (", ".join(map(str, sorted(t, key=str))) for t in threads)
+        yield f"a process of {run.run} had {own} CPU threads, that of {reference.run} {its}"
     for side in zip(*pairs, strict=True):
         trained = {one.seed: v for one in side if (v := METRICS["samples_per_second"].value(one)) is not None}
         ratio = statistics.paired_ratio({one.seed: _samples_per_second(one.scaling) for one in side}, trained)
         if ratio and abs(ratio.mean - 1) > AS_IN_TRAINING:
             yield f"the probe's steps of {side[0].run} did {ratio.mean:.2f} × the samples a second of its training's"
-
-
-def _by_rank(seconds: list[list[float]]) -> tuple[float, ...]:
-    """Each rank's mean over seeds."""
-    return tuple(_mean(rank) for rank in zip(*seconds, strict=True))
 
 
 def _mean(values: list[float] | tuple[float, ...]) -> float:

@@ -183,7 +183,10 @@ def main() -> None:
     asked = arguments()
     study, first, runs = planned(asked.directory)
     scripts = {name: training(config, asked) for name, config in runs.items()}
-    scripts["summarize"] = script("summarize", study, summary_work(study, list(runs)), asked)
+    scored_on_gpu = any(config.run.device != "cpu" for config in runs.values())
+    scripts["summarize"] = script(
+        "summarize", study, summary_work(study, list(runs)), asked, gpus=int(scored_on_gpu)
+    )
     scripts["submit"] = submit(study, first, list(runs))
     home = Path(HOME) / study
     home.mkdir(parents=True, exist_ok=True)

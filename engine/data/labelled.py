@@ -90,7 +90,12 @@ def split(source: Source, settings) -> Splits:
         if rows[name] is None:
             rows[name], kept = _hold_out(kept, name, count)
         elif not rows[name]:
-            raise ConfigError(f"the {name} set has no rows")
+            given = len(source.validation if name == "validation" else source.test)
+            raise ConfigError(
+                f"all {given} {name} rows are also in the test set"
+                if given
+                else f"the {name} set has no rows"
+            )
     if settings.max_train_rows > len(kept):
         raise ConfigError(
             f"max_train_rows = {settings.max_train_rows}: {len(kept):,} training rows are left; set it to 0 for all"

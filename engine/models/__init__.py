@@ -1,6 +1,7 @@
 """MODELS: name → module.
 
-To add one: a file with `build(settings, vocabulary_size, norm_layers)`, and its line here.
+To add one: a file with `build(settings, vocabulary_size, norm_layers, classes)` and TASK, the module of what it
+trains for (engine/tasks/); and its line here.
 """
 
 MODELS = {

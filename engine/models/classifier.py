@@ -7,12 +7,12 @@ that this one is measured against. Pre-norm has a last layer norm before the mea
 import torch
 import torch.nn as nn
 
+from engine.data.examples import PADDING
 from engine.models.block import INIT_STD, Block, as_operand, draw_weights
 from engine.models.positions import Rotary, Sinusoids
 from engine.objectives import ClassLabel
 
 TASK = "engine.tasks.classes"
-PADDING = 0
 
 
 class Classifier(nn.Module):

@@ -1,5 +1,6 @@
 """The classifier: what it computes by hand, padding that is left out, its scores, and its runs from start to end."""
 
+import contextlib
 import math
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from engine_runs import ledger, read_json, rows
 
-from engine import evaluate, export, generate
+from engine import evaluate, export, generate, ladder, step
 from engine.build import build_model
 from engine.config import resolve
 from engine.data.examples import Examples
@@ -188,11 +189,25 @@ def test_padding_takes_no_part_in_training_wherever_it_is_looked_up():
     assert touched == sorted(set(inputs[0, :9].tolist()))
 
 
-def test_trimmed_batches_must_not_be_compiled_one_by_one():
-    with pytest.raises(ConfigError, match="compiled code is made for one; set compile = 'none'"):
-        config(trim_to=8, compile="model")
-    with pytest.raises(ConfigError, match="would do nothing with .*padding_mask = false; it needs .*= true"):
-        config(trim_to=8, padding_mask=False)
+def test_the_precision_told_is_of_the_step_and_not_of_a_look_at_the_model(lab, monkeypatch):
+    run = lab.train(**SETTINGS, run="mixed", precision="bf16", eval_precision="fp32", steps=3)
+    assert [line for line in ledger(run).values() if not line["agrees"]] == []
+    monkeypatch.setattr(step, "autocast", lambda *_: contextlib.nullcontext())
+    line = ledger(lab.train(**SETTINGS, run="off", precision="bf16", steps=3))["precision"]
+    assert (line["in_effect"], line["agrees"]) == ("float32", False)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_the_mask_is_told_where_hardly_anything_is_padded(lab, mask):
+    """Rows of some 30 tokens cut at 8, in 16 bits: what the check pads itself decides."""
+    settings = SETTINGS | {"context": 8, "padding_mask": mask, "norm_placement": "post"}
+    line = ledger(lab.train(**settings, precision="bf16", steps=3))["padding_mask"]
+    assert line["agrees"] and line["in_effect"] == ("padding left out" if mask else "padding seen")
+
+
+def test_out_of_memory_it_is_offered_nothing_that_it_has_not():
+    names = [name for name, _ in ladder.rungs(config(batch_size=4, on_out_of_memory="ladder"))]
+    assert names == ["full activation checkpointing", "micro-batch 2", "micro-batch 1"]
 
 
 def test_a_mask_that_is_silently_off_is_found(lab, monkeypatch):

@@ -162,12 +162,3 @@ def test_every_row_is_scored_once_and_ranks_have_equally_many_batches(rows, batc
             assert (inputs[there, 0] == labels[there] + 1).all() and not inputs[~there].any()
             scored += labels[there].tolist()
     assert sorted(scored) == list(range(rows)) and len(counts) == 1
-
-
-def test_a_batch_is_cut_to_its_longest_row():
-    """Rows of 1, 4, 2 and 3 tokens."""
-    for rows, trim_to, length in (([0, 2], 2, 2), ([0, 3], 2, 4), ([0], 1, 1), ([1], 3, 5), ([1], 8, 5)):
-        inputs, _ = FOUR.gather(np.array(rows), 5, trim_to)
-        whole, _ = FOUR.gather(np.array(rows), 5)
-        assert inputs.shape[1] == length
-        assert (inputs == whole[:, :length]).all() and not whole[:, length:].any()

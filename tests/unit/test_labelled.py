@@ -122,7 +122,7 @@ def test_no_text_is_in_two_splits_and_every_row_is_accounted_for(seed):
             "validation_rows = 7: must leave training rows, and there are 7 rows",
         ),
         (Source(ABC, made(9), test=made(9)), held(1), "validation_rows = 1: .* there are 0 rows"),
-        (Source(ABC, made(9), made(3), made(3)), held(1), "the validation set has no rows"),
+        (Source(ABC, made(9), made(3), made(3)), held(1), "all 3 validation rows are also in the test set"),
         (
             Source(ABC, made(90)),
             held(5, 5, max_train_rows=81),

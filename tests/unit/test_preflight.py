@@ -30,15 +30,24 @@ def test_a_cpu_may_be_shared():
     assert preflight.shared_gpus([place(0, "cpu"), place(1, "cpu")]) == []
 
 
+def test_a_rank_that_sees_no_gpu_is_named():
+    assert preflight.unlike([place(0), place(1, "cuda:1")]) == preflight.unlike([place(0, "cpu")]) == []
+    (problem,) = preflight.unlike([place(0), place(1, "cpu"), place(2, "cuda:1")])
+    assert problem == (
+        "rank 0 on host a, cuda:0 (A GPU), rank 2 on host a, cuda:1 (A GPU); rank 1 on host a, cpu (A GPU): all must "
+        "compute on one kind of device; look at CUDA_VISIBLE_DEVICES there, or set device = 'cpu'"
+    )
+
+
 def test_who_is_behind_is_named_first():
     places = [place(rank, f"cuda:{rank}") for rank in range(3)]
-    told = preflight.stuck(places, ["exchanging", "joining", "done"], 5)
+    told = preflight.stuck(places, ["exchanging", "joining", "done"], "did not end within 5 s")
     assert told == (
         "the first all-reduce did not end within 5 s. rank 1 on host a, cuda:1 (A GPU): joining the process group; "
         "rank 0 on host a, cuda:0 (A GPU): waiting in the first all-reduce; rank 2 on host a, cuda:2 (A GPU): done "
         "with it"
     )
-    told = preflight.stuck(places, ["exchanging"] * 3, 5)
+    told = preflight.stuck(places, ["exchanging"] * 3, "failed after 0.2 s")
     assert told.endswith(
         "waiting in the first all-reduce; all are there, so look at the network between them"
     )
@@ -52,7 +61,9 @@ def test_the_map_that_is_kept_numbers_hosts_and_names_none():
         (1, 0, "cuda:1"),
         (2, 1, "cuda:0"),
     ]
-    assert "left" not in str(kept) and kept[0]["memory_gib"] == 80.0
+    assert (
+        "left" not in str(kept) and not {"uuid", "visible"} & set(kept[0]) and kept[0]["memory_gib"] == 80.0
+    )
 
 
 def test_a_process_on_a_cpu_tells_its_processor():

@@ -138,8 +138,9 @@ def test_no_figure_comes_from_the_time_of_an_epoch(results):
             "ranks, which read 256 different ones of the 512 that a step draws; let each rank read its own part",
         ),
         (
-            spread([8, 8], [4.5, 4.5], [4.5, 4.5]),
-            "of each step 38 % is lost, most of it, 38 % of the step, because the ranks wait for the loader; prepare "
+            spread([8, 8], [4.5, 4.5], [4.5, 4.5], training_data_wait_seconds=[0.001, 0.002]),
+            "of each step 38 % is lost, most of it, 38 % of the step, because it takes longer with batches "
+            "from the loader than with one at hand (while they trained, ranks waited 1.5 ms a step for it); prepare "
             "more batches ahead (prefetch)",
         ),
         (
@@ -166,6 +167,51 @@ def test_each_cause_is_named_with_its_share_and_what_to_change(results, seconds,
     assert said in text
     assert text.startswith("small_2 ") and text.endswith("; 3 paired seeds.")
     assert "tell" not in text and text.count("because") == 1
+
+
+def test_a_cause_is_named_only_if_it_is_the_largest_in_every_seed(results):
+    put(results, "small_2", spread([8, 8], [7.5, 7.5], [4.5, 4.5]), (1, 2))  # exchange
+    put(results, "small_2", spread([8, 8], [7.5, 7.5], [7.5, 7.5]), (3,))  # little work
+    text = diagnosis(small(results))
+    assert (
+        "of each step 38 % is lost, and these seeds do not tell to what: its largest part is communication, too "
+        "little work, seed by seed; 3 paired seeds." in text
+    )
+    assert "because" not in text and "use a larger batch" not in text
+
+
+def test_an_interval_on_both_sides_of_a_good_efficiency_says_neither(results):
+    for seed, ms in ((1, 5.2), (2, 5.6), (3, 7.5)):
+        put(results, "small_2", spread([ms, ms], [ms - 0.5, ms - 0.5], [4.5, 4.5]), (seed,))
+    text = diagnosis(small(results))
+    assert text.startswith(
+        "small_2 has an efficiency that these seeds do not place above or below 85 %: in 2 "
+    )
+
+
+def test_the_slowest_rank_is_named_only_if_it_is_always_the_same(results):
+    put(results, "small_2", spread([9, 9], [8.5, 8.5], [4.5, 8.5]), (1, 2))
+    put(results, "small_2", spread([9, 9], [8.5, 8.5], [8.5, 4.5]), (3,))
+    text = diagnosis(small(results))
+    assert "because the others wait for one rank, not always the same, which computes 1.89 × as long" in text
+
+
+def test_threads_that_were_not_as_many_are_said(results):
+    for run, threads in (("small_1", 16), ("small_2", 1)):
+        for seed in SEEDS:
+            path = results / f"{run}-{seed}" / "env.json"
+            write_json(path, json.loads(path.read_text()) | {"threads": threads})
+    assert "a process of small_2 had 1 CPU threads, that of small_1 16; 3 paired" in diagnosis(small(results))
+
+
+def test_seeds_of_other_shapes_are_not_one_scaling(results):
+    put(results, "small_2", spread([5, 5], [4, 4], [4, 4], samples_drawn=128, samples_distinct=128), (2,))
+    assert small(results).reason == "small_2's seeds differ in ranks or in the samples of a step"
+
+
+def test_what_one_seed_cannot_tell_apart_none_does(results):
+    put(results, "small_2", spread([8, 8], [7.5, 7.5], None, exchange="no hook"), (2,))
+    assert set(small(results).parts) == {SHARED, WAIT, TOGETHER}
 
 
 def test_the_largest_of_several_parts_is_not_most_of_it(results):
@@ -201,7 +247,7 @@ def test_what_scales_well_and_what_is_slower_than_one(results):
 def test_shared_samples_are_said_even_where_more_is_lost_to_something_else(results):
     put(results, "small_2", spread([30, 30], [9, 9], [9, 9], samples_drawn=512))
     text = diagnosis(small(results))
-    assert "because the ranks wait for the loader" in text
+    assert "because it takes longer with batches from the loader" in text
     assert "and ranks read the same samples: 256 different ones of the 512 that a step draws" in text
 
 
@@ -231,6 +277,10 @@ def test_what_could_not_be_told_apart_is_said(results):
         (
             {"metrics.json": {"val_loss": 0.1}},
             "small_2 is invalid: metrics.json says val_loss 0.1, evals.csv ends in 0.28",
+        ),
+        (
+            {"metrics.json": {"data_order_sha256": "another"}},
+            "small_2 is not comparable: read its data in another order than the baseline",
         ),
         (
             {"metrics.json": {"status": "failed", "reason": "out of memory"}},

@@ -122,6 +122,7 @@ def test_the_baseline_is_submitted_first_and_the_rest_when_it_is_complete(lab):
     assert done.stdout.splitlines()[0] == "submitted 1,2,3,4,5,6,7,8,9"
     assert "sacct --jobs 1,2,3,4,5,6,7,8,9 --format JobID" in done.stdout
     last = script("summarize")
+    assert "#SBATCH --gpus-per-node=1" in last  # runs that were not told to stay on a CPU are scored on a GPU
     assert "python -m stages.eval results/scaling/two-1 results/scaling/test/two-1.json || status=$?" in last
     assert "python -m stages.summarize results/scaling reports/scaling || status=$?" in last
 
