@@ -29,12 +29,15 @@ def speed_table(rows: list[dict]) -> str:
     peers = _groups(rows, "peer")
     name_of_reference = next((name for name in REFERENCES if name in peers), REFERENCES[0])
     reference = peers.get(name_of_reference, [])
-    speed = "samples_per_second" if any("samples_per_second" in row for row in rows) else "tokens_per_second"
+    labelled = any("samples_per_second" in row for row in rows)
+    speed = "samples_per_second" if labelled else "tokens_per_second"
     lines = [
         [
             name,
             _number(_median(own, speed), ",.0f"),
             _ratio(own, reference, speed),
+            # A loader that starves a step now and then shows in the mean alone.
+            *([_ratio(own, reference, "tokens_per_second_mean")] if labelled else []),
             _number(_median(own, "step_ms"), ",.2f"),
             _number(_peak(own), ".3g"),
             _ratio(own, reference, _memory_of(rows)),
@@ -47,8 +50,9 @@ def speed_table(rows: list[dict]) -> str:
     ]
     head = [
         "peer",
-        "samples/s" if speed == "samples_per_second" else "tokens/s",
+        "samples/s" if labelled else "tokens/s",
         f"ratio to {name_of_reference}",
+        *(["ratio of means"] if labelled else []),
         "step ms",
         f"peak GiB ({_memory_words(rows)})",
         "ratio",

@@ -33,11 +33,11 @@ RUNS = {  # name: (processes, settings, seconds of delay: see slowed.py, None: a
     "unprobed": (2, {"micro_batch_size": 2, "dropout": 0.1, "scaling_probe_steps": 0}, None),
 }
 CAUSES = {  # run: (its reference, the largest part, its least share of a step's time)
-    "loader": ("one", "data wait", 0.4),
-    "exchange": ("one", "communication", 0.5),
-    "slow_rank": ("one", "imbalance", 0.5),
-    "shared": ("one", "shared samples", 0.35),
-    "fixed": ("one_fixed", "too little work", 0.25),
+    "loader": ("one", "data wait", 0.2),
+    "exchange": ("one", "communication", 0.25),
+    "slow_rank": ("one", "imbalance", 0.2),
+    "shared": ("one", "shared samples", 0.2),
+    "fixed": ("one_fixed", "too little work", 0.15),
 }
 
 
