@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from engine import compiling, guards, parallel, probes, rundir, scaling
+from engine import compiling, guards, lengths, parallel, probes, rundir, scaling
 from engine.evaluate import evaluated
 from engine.guards import Diverged
 
@@ -64,7 +64,12 @@ def _summary(run, data_order: str) -> dict:
             limit=run.config.evaluation.eval_tokens,
         ),
         "data_order_sha256": data_order,
-        "flops": probes.training_flops(run.flop_parameters, run.config.model, tokens),
+        "flops": sum(
+            probes.training_flops(run.flop_parameters, run.config.model, n * run.tokens_seen(0), length)
+            for length, n in lengths.steps_at(
+                run.config.training, run.config.model.context, len(rows)
+            ).items()
+        ),
         "step_seconds_median": seconds,
         "tokens_per_second": run.tokens_seen(0) / seconds,
         **run.shards.figures(seconds),

@@ -12,6 +12,7 @@ from engine import (
     checkpoint,
     compiling,
     ladder,
+    lengths,
     observed,
     outcome,
     parallel,
@@ -23,6 +24,7 @@ from engine import (
 )
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
+from engine.data import curriculum
 from engine.data.batches import Prefetcher
 from engine.data.prepare import Tokens
 from engine.environment import describe
@@ -70,6 +72,8 @@ class Trainer:
         self.order = self.task.train_order(tokens, config)
         self.shards = Shards(self.order, config.parallel, ranks)
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
+        self.lengths = lengths.Lengths(t, config.model.context)
+        self.curriculum = curriculum.Seen(self.order, t)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
             config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
@@ -236,7 +240,11 @@ class Trainer:
         with part("data"):
             inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
             targets = batch.targets.to(device, non_blocking=True).split(self.micro)
-        return list(zip(inputs, targets, strict=True))
+        parts = list(zip(inputs, targets, strict=True))
+        if not self.config.training.first_length:
+            return parts
+        length = lengths.of_step(self.config.training, self.config.model.context, batch.step)
+        return [(lengths.cut(x, length), lengths.cut(y, length)) for x, y in parts]
 
     def _look_at_samples(self, batch) -> None:
         """Before the first step: whether the ranks drew different samples, and how many count."""
@@ -247,6 +255,8 @@ class Trainer:
 
     def _one_step(self, batch) -> None:
         micro_batches = self.micro_batches(batch)
+        self.lengths.add(batch.step, micro_batches[0][0])
+        self.curriculum.add(batch.step, batch.inputs.numpy())
         is_measured = batch.step == self.measured_step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         measured = (
