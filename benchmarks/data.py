@@ -33,7 +33,7 @@ def make_tokens(size: Size, work: Path, data_dir: str | None) -> tuple[dict, dic
     else:
         settings = {"dataset": "tinyshakespeare", "data_dir": str(Path(data_dir).absolute())}
     settings |= {"study": STUDY, "tokenizer": size.tokenizer}
-    config = resolve(settings, "benchmark")
+    config = resolve(settings, "benchmark", only=("data",))
     return settings, prepare(config.data, work / config.tokens_directory)
 
 

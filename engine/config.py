@@ -314,6 +314,13 @@ class Training:
     precision: str = setting(
         "fp32", "fp32, or bf16 or fp16 autocast over fp32 weights", choices=("fp32", "bf16", "fp16")
     )
+    trim_to: int = setting(
+        0,
+        "a batch is cut to its longest row, rounded up to a multiple of this; 0: padded to context",
+        unit="tokens",
+        at_least=0,
+        only_if={"model": ("classifier",), "padding_mask": (True,)},
+    )
     loss_scale: float = setting(
         65536.0, "first loss scale of fp16", above=0, only_if={"precision": ("fp16",)}
     )
@@ -661,10 +668,15 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str,
         if s.only_if.keys() & set(unknown):
             continue
         if s.typed(value) != s.default and not is_effective(name, values):
-            needed = " and ".join(f"{k} = {' or '.join(v)}" for k, v in s.only_if.items())
-            actual = ", ".join(f"{k} = {values.get(k, SETTINGS[k].default)}" for k in s.only_if)
+            needed = " and ".join(f"{k} = {' or '.join(map(_value, v))}" for k, v in s.only_if.items())
+            actual = ", ".join(f"{k} = {_value(values.get(k, SETTINGS[k].default))}" for k in s.only_if)
             problems[name] = f"{name} = {value!r}: would do nothing with {actual}; it needs {needed}"
     return problems
+
+
+def _value(value) -> str:
+    """As TOML and YAML have it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def resolve(

@@ -196,7 +196,11 @@ def attention(config: Config, seen: Observed) -> list[Line]:
         return [
             Line("attention", wanted, wanted, "inside a CUDA graph, so its operations were not seen", True)
         ]
-    if wanted == "math" and not found and config.compile.compile != "none":
+    # What torch takes on a CPU for attention with dropout.
+    is_math = wanted == "math" or (
+        wanted == "sdpa" and config.model.dropout > 0 and seen.ranks.device.type == "cpu"
+    )
+    if is_math and not found and config.compile.compile != "none":
         how = "no other kernel ran in one step; compiled, its own parts have no name of their own"
         return [Line("attention", wanted, "sdpa math", how, True)]
     used = ", ".join(f"sdpa {kernel}" for kernel in sorted(found)) or "manual"

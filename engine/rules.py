@@ -25,6 +25,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_curriculum(config),
         *_memory(config),
         *_gradient_sums(config),
+        *_trimming(config),
         *_evaluation(config),
         *_samples(config.evaluation),
         *_probes(config),
@@ -210,6 +211,19 @@ def _memory(c) -> list[Check]:
             ("activation_checkpointing", "compile"),
             mode == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
+        ),
+    ]
+
+
+def _trimming(c) -> list[Check]:
+    t, compiled = c.training, c.compile.compile != "none"
+    graphs = c.compile.compile_mode in CUDA_GRAPH_MODES
+    return [
+        (
+            ("trim_to", "compile", "compile_dynamic", "compile_mode"),
+            t.trim_to > 0 and compiled and (graphs or not c.compile.compile_dynamic),
+            f"trim_to = {t.trim_to}: batches have many lengths, and each would be compiled anew; set "
+            + ("compile_mode = 'default'" if graphs else "compile_dynamic = true"),
         ),
     ]
 

@@ -39,10 +39,16 @@ class Examples:
         """Tokens of each row, before it is cut, int64 of shape (rows,)."""
         return np.diff(self.ends, prepend=0)
 
-    def gather(self, rows: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs, int64 of shape (B, context), and labels, int64 of shape (B,), of the rows numbered in (B,)."""
+    def gather(self, rows: np.ndarray, context: int, trim_to: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs, int64 of shape (B, T), and labels, int64 of shape (B,), of the rows numbered in (B,).
+
+        T is `context`, or with trim_to the tokens of the longest of these rows, rounded up to a multiple of it.
+        """
         begin = np.where(rows > 0, self.ends[np.maximum(rows - 1, 0)], 0)[:, None]
-        position = begin + np.arange(context)  # (B, context)
+        if trim_to:
+            longest = int((self.ends[rows] - begin[:, 0]).max())
+            context = min(context, -(-longest // trim_to) * trim_to)
+        position = begin + np.arange(context)  # (B, T)
         inside = position < self.ends[rows][:, None]
         inputs = np.where(inside, self.tokens[np.minimum(position, len(self.tokens) - 1)], PADDING)
         return inputs.astype(np.int64), self.labels[rows].astype(np.int64)
@@ -55,40 +61,30 @@ class Examples:
         return digest.hexdigest()
 
 
-def rows_sha256(examples: Examples, context: int) -> str:
-    """sha256, in hex, of what an evaluation at `context` tokens scores: the rows as cut there, and their labels.
-
-    Two contexts that cut no row are the same evaluation.
-    """
-    lengths = np.minimum(examples.lengths(), context)
-    begin = np.append(0, examples.ends[:-1])
-    ends = np.cumsum(lengths)
-    kept = np.repeat(begin - np.append(0, ends[:-1]), lengths) + np.arange(ends[-1])
-    return Examples(examples.tokens[kept], ends, examples.labels).sha256()
-
-
 class ExampleOrder(Order):
     """Training rows; an epoch takes every row once. A sample's id is epoch * rows + row."""
 
-    def __init__(self, examples: Examples, context: int, batch_size: int, seed: int):
-        """`batch_size` counts the rows of a step over all ranks; rows are cut and padded to `context` tokens.
+    def __init__(self, examples: Examples, context: int, batch_size: int, seed: int, trim_to: int = 0):
+        """`batch_size` counts the rows of a step over all ranks; rows are cut at `context` tokens and padded.
+
+        They are padded to `context`; with trim_to, to the longest row of the batch (see Examples.gather).
 
         Raises ConfigError if there is no row.
         """
         if not len(examples):
             raise ConfigError("the training split has no rows")
         super().__init__(len(examples), context, batch_size, seed)
-        self.examples = examples
+        self.examples, self.trim_to = examples, trim_to
 
     def batch(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs, int64 of shape (B, context), padded with 0, and the rows' labels, int64 of shape (B,)."""
-        return self.examples.gather(sample_ids % self.samples_per_epoch, self.context)
+        """Inputs, int64 of shape (B, T), padded with 0, and the rows' labels, int64 of shape (B,)."""
+        return self.examples.gather(sample_ids % self.samples_per_epoch, self.context, self.trim_to)
 
 
 def eval_batches(
-    examples: Examples, context: int, batch_size: int, rank: int = 0, world: int = 1
+    examples: Examples, context: int, batch_size: int, rank: int = 0, world: int = 1, trim_to: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs, int64 of shape (batch_size, context), and labels, int64 of shape (batch_size,), of one rank's part.
+    """Inputs, int64 of shape (batch_size, T), and labels, int64 of shape (batch_size,), of one rank's part.
 
     Every row is in one batch of one rank. Every rank gets the same number of batches of the same shape, so
     collectives line up; what fills the last ones is padding with the target -100.
@@ -96,5 +92,5 @@ def eval_batches(
     for first in range(0, len(examples), batch_size * world):
         mine = np.arange(batch_size) + first + rank * batch_size  # (B,) row numbers, some beyond the last
         there = mine < len(examples)
-        inputs, labels = examples.gather(np.where(there, mine, 0), context)
+        inputs, labels = examples.gather(np.where(there, mine, 0), context, trim_to)
         yield np.where(there[:, None], inputs, PADDING), np.where(there, labels, IGNORED)

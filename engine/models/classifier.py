@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         """Tokens (B, T) → (the mean of the stream after the last norm (B, C), norms)."""
         real = tokens != PADDING
         real[:, 0] = True  # of rows that are nothing but padding, so that a mean exists: no loss counts them
-        x = self._embedded(tokens)
+        x = self._embedded(self._spread(tokens, real) if self.padding_mask else tokens)
         mask = real[:, None, None, :] if self.padding_mask else None
         norms = []
         for i, block in enumerate(self.layers):
@@ -58,6 +58,14 @@ class Classifier(nn.Module):
                 norms.append(x.detach().float().square().mean().sqrt())
         self.stream_dtype = x.dtype
         return as_operand(self._mean(self.norm(x).float(), real)), norms
+
+    def _spread(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Padding looks up rows all over the table: its gradients, all 0, are else added to one row one by one.
+
+        Most of a batch may be padding, and additions to the same address wait for each other.
+        """
+        own = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens) % self.vocabulary_size
+        return torch.where(real, tokens, own)
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:  # (B, T) → (B, T, C)
         x = self.token_embedding(tokens)

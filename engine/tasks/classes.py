@@ -21,7 +21,8 @@ SAME_LOGITS = (
 
 def train_order(tokens, config: Config) -> ExampleOrder:
     """The rows of every step, in `tokens`, an engine.data.prepare.Tokens."""
-    return ExampleOrder(tokens.train, config.model.context, config.training.batch_size, config.run.seed)
+    t = config.training
+    return ExampleOrder(tokens.train, config.model.context, t.batch_size, config.run.seed, t.trim_to)
 
 
 def targets_per_sample(config: Config) -> int:
@@ -41,6 +42,7 @@ def evaluate(model, rows, config: Config, ranks: parallel.Ranks, limit: int = 0)
         config.evaluation.eval_batch_size,
         rank=ranks.data_rank,
         world=ranks.data_size,
+        trim_to=config.training.trim_to,
     )
 
     def score(inputs, targets):

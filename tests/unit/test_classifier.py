@@ -171,12 +171,29 @@ def test_a_run_leaves_accuracies_and_no_perplexity(lab, monkeypatch):
     ids=str,
 )
 def test_what_changes_no_number(lab, changes):
-    whole = lab.train(**SETTINGS, run="whole", steps=5, batch_size=16)
-    run = lab.train(**SETTINGS, run="other", steps=5, batch_size=16, **changes)
+    whole = lab.train(**SETTINGS | {"context": 48}, run="whole", steps=5, batch_size=16)
+    run = lab.train(**SETTINGS | {"context": 48}, run="other", steps=5, batch_size=16, **changes)
     for name in ("train_loss", "grad_norm"):
         found, expected = ([float(row[name]) for row in rows(r / "steps.csv")] for r in (run, whole))
         assert found == pytest.approx(expected, rel=1e-5)
     assert [line for line in ledger(run).values() if not line["agrees"]] == []
+
+
+def test_padding_takes_no_part_in_training_wherever_it_is_looked_up():
+    """Rows of the table that no token names get no gradient at all, though padding looks them up."""
+    model = classifier(context=32)
+    inputs = torch.cat([words(), torch.zeros(1, 20, dtype=torch.int64)], 1)
+    model(inputs, torch.tensor([1]))[0].backward()
+    touched = model.token_embedding.weight.grad.abs().amax(1).nonzero()[:, 0].tolist()
+    assert touched == sorted(set(inputs[0, :9].tolist()))
+
+
+def test_trimmed_batches_must_not_be_compiled_one_by_one():
+    with pytest.raises(ConfigError, match="set compile_dynamic = true"):
+        config(trim_to=8, compile="model")
+    with pytest.raises(ConfigError, match="would do nothing with .*padding_mask = false; it needs .*= true"):
+        config(trim_to=8, padding_mask=False)
+    assert config(trim_to=8, compile="model", compile_dynamic=True).training.trim_to == 8
 
 
 def test_a_mask_that_is_silently_off_is_found(lab, monkeypatch):

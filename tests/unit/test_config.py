@@ -52,7 +52,8 @@ def test_every_declaration_says_what_it_means_and_has_a_valid_default(name):
     assert len(s.meaning) >= 5 and s.allowed
     assert value_problems({name: s.default}) == []
     for other, wanted in s.only_if.items():
-        assert SETTINGS[other].rule["choices"] and set(wanted) <= set(SETTINGS[other].rule["choices"])
+        choices = (True, False) if SETTINGS[other].type is bool else SETTINGS[other].rule["choices"]
+        assert choices and set(wanted) <= set(choices)
     if s.rule["choices"]:
         assert s.default in s.rule["choices"]
 

@@ -92,6 +92,16 @@ def test_what_was_not_measured_fails_and_says_why(tmp_path, harm):
     assert f"large_2 speedup not measured ({why}" in verdict(found(results))
 
 
+def test_no_figure_of_an_invalid_run_meets_anything(tmp_path):
+    results = classifier_study(tmp_path)
+    write_json(results / "small_1-2" / "env.json", {"device_memory_gib": 0.125, "processes": 1})
+    _, accuracy, _ = found(results)
+    assert accuracy.result == "fail: not measured"
+    assert accuracy.why.startswith(
+        "small_1 is invalid: peak memory 0.25 GiB, and its device has 0.125 (seed 2)"
+    )
+
+
 def test_a_measure_that_the_runs_do_not_have_fails(tmp_path):
     wanted = [{"run": "small_1", "measure": "test_perplexity", "at_most": 9}]
     [one] = found(classifier_study(tmp_path, criteria=wanted))

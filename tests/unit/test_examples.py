@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.data.batches import Drawn, Prefetcher
-from engine.data.examples import IGNORED, ExampleOrder, Examples, eval_batches, rows_sha256
+from engine.data.examples import IGNORED, ExampleOrder, Examples, eval_batches
 from engine.errors import ConfigError
 
 
@@ -50,12 +50,6 @@ def test_the_digest_is_of_tokens_ends_and_labels_but_not_of_their_types():
         examples(rows, [1, 0, 2, 0]),
     ]
     assert len({one.sha256() for one in [FOUR, *others]}) == 4
-
-
-def test_what_an_evaluation_scores_is_the_rows_as_cut():
-    assert rows_sha256(FOUR, 2) == examples([[5], [6, 7], [3, 4], [2, 2]], [1, 0, 2, 1]).sha256()
-    assert rows_sha256(FOUR, 4) == rows_sha256(FOUR, 100) == FOUR.sha256()
-    assert rows_sha256(FOUR, 3) != FOUR.sha256()
 
 
 def test_memory_maps_give_the_same_batches(tmp_path):
@@ -168,3 +162,12 @@ def test_every_row_is_scored_once_and_ranks_have_equally_many_batches(rows, batc
             assert (inputs[there, 0] == labels[there] + 1).all() and not inputs[~there].any()
             scored += labels[there].tolist()
     assert sorted(scored) == list(range(rows)) and len(counts) == 1
+
+
+def test_a_batch_is_cut_to_its_longest_row():
+    """Rows of 1, 4, 2 and 3 tokens."""
+    for rows, trim_to, length in (([0, 2], 2, 2), ([0, 3], 2, 4), ([0], 1, 1), ([1], 3, 5), ([1], 8, 5)):
+        inputs, _ = FOUR.gather(np.array(rows), 5, trim_to)
+        whole, _ = FOUR.gather(np.array(rows), 5)
+        assert inputs.shape[1] == length
+        assert (inputs == whole[:, :length]).all() and not whole[:, length:].any()
