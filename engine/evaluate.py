@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel, tasks
+from engine import parallel, tasks, vocabulary
 from engine.config import Config, Parallel, load
 from engine.data.prepare import open_tokens
 from engine.errors import command
@@ -64,6 +64,7 @@ def main() -> None:
         return
     config = load(arguments.directory / "config.toml")
     tokens = open_tokens(config.tokens_directory, config.data)
+    vocabulary.require_same(arguments.directory, config.tokens_directory)
     task, rows = tasks.of(config), getattr(tokens, arguments.split)
     if not len(rows):
         reason = f"there is no {arguments.split} text"

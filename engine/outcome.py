@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from engine import compiling, guards, lengths, parallel, probes, rundir, scaling
+from engine import compiling, guards, lengths, parallel, probes, rundir, scaling, vocabulary
 from engine.evaluate import evaluated
 from engine.guards import Diverged
 
@@ -52,6 +52,7 @@ def _summary(run, data_order: str) -> dict:
     return {
         "status": "complete",
         **run.identity,
+        vocabulary.KEY: vocabulary.sha256(run.directory),
         "parameters": run.parameter_count,
         "steps": len(rows),
         "tokens": tokens,

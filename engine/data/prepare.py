@@ -193,7 +193,12 @@ def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | Examples:
 
 def load_tokenizer(directory: str | Path):
     """The tokenizer that made the tokens in `directory`, an `engine.data.tokenizers.Tokenizer`."""
-    return _tokenizer_class(open_tokens(directory).meta["tokenizer"]).load(directory)
+    return tokenizer_in(directory, open_tokens(directory).meta["tokenizer"])
+
+
+def tokenizer_in(directory: str | Path, name: str):
+    """The tokenizer of this `name` whose tokenizer.json is in `directory`."""
+    return _tokenizer_class(name).load(directory)
 
 
 def _write(settings, content, tokenizer, directory: Path) -> dict:

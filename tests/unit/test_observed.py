@@ -14,6 +14,7 @@ from engine.models import gpt
 from engine.objectives import NextToken
 from engine.profiling import Profiler
 from engine.step import Step
+from engine.tasks import next_token
 
 build_gpt, fill = gpt.build, pretrained._fill
 BF16_STREAM = {"precision": "bf16", "residual_precision": "bf16"}
@@ -44,14 +45,14 @@ BROKEN = {  # name: (settings, the part of the engine that is replaced, by what,
     "stream": (BF16_STREAM, (gpt, "build"), in_fp32, "residual_precision", "float32"),
     "fused": (
         {"loss_kernel": "fused"},
-        (build, "NextToken"),
+        (next_token, "NextToken"),
         full,
         "loss_kernel",
         "full, largest logits 64 × 256",
     ),
     "chunked": (
         {"loss_kernel": "chunked", "loss_chunk_tokens": 8},
-        (build, "NextToken"),
+        (next_token, "NextToken"),
         whole,
         "loss_kernel",
         "fused, largest logits 64 × 256",

@@ -53,7 +53,7 @@ def test_a_text_that_is_too_short_is_refused():
 
 def text_file(lab) -> str:
     path = lab.directory / "play.txt"
-    path.write_text(prose(7, 500)[:2520], encoding="utf-8")
+    path.write_text(prose(7, 700)[:2520], encoding="utf-8")
     return str(path)
 
 
