@@ -3,6 +3,7 @@
 import math
 import statistics
 
+from benchmarks.race import outcome
 from benchmarks.sizes import Size, peak_flops
 
 LOSS_TOLERANCE = (
@@ -18,7 +19,8 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
     if measured["status"] != "ok":
         return measured
     seconds = measured.pop("step_seconds")
-    tokens_per_second = size.step_tokens / statistics.median(seconds)
+    step_tokens = measured.get("step_tokens", size.step_tokens)  # in a race each has its own
+    tokens_per_second = step_tokens / statistics.median(seconds)
     peak = peak_flops(device_name) if size.device == "cuda" else None
     problems = [*measured.pop("problems", []), *loss_problems(measured, size.classes or vocabulary)]
     return {
@@ -27,7 +29,8 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
         "problems": problems,
         "tokens_per_second": tokens_per_second,
         **({"samples_per_second": tokens_per_second / size.context} if size.classes else {}),
-        "tokens_per_second_mean": size.step_tokens / statistics.mean(seconds),
+        **(outcome(measured["evals"], size.target_loss) if size.target_loss else {}),
+        "tokens_per_second_mean": step_tokens / statistics.mean(seconds),
         "mfu": tokens_per_second * size.flops_per_token(vocabulary) / peak if peak else None,
         "step_ms": 1000 * statistics.median(seconds),
         "step_ms_fastest": 1000 * min(seconds),

@@ -21,7 +21,46 @@ def tables(rows: list[dict]) -> str:
     groups = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in TOGETHER), []).append(row)
-    return "\n\n".join(experiment_table(g) if g[0]["experiment"] else speed_table(g) for g in groups.values())
+    return "\n\n".join(_table_of(group) for group in groups.values())
+
+
+def _table_of(rows: list[dict]) -> str:
+    if rows[0]["experiment"]:
+        return experiment_table(rows)
+    return race_table(rows) if any("target_loss" in row for row in rows) else speed_table(rows)
+
+
+def race_table(rows: list[dict]) -> str:
+    """Who is the first to have a validation loss, in seconds of training."""
+    peers = _groups(rows, "peer")
+    target = next(row["target_loss"] for row in rows if "target_loss" in row)
+    reference = peers.get("nanogpt_char", [])
+    lines = [
+        [
+            name,
+            _number(_median(own, "best_val_loss"), ".4f"),
+            _number(_largest(own, "best_val_loss"), ".4f"),
+            f"{len(_values(own, 'seconds_to_target'))} of {len(own)}",
+            _number(_median(own, "steps_to_target"), ",.0f"),
+            _number(_median(own, "seconds_to_target"), ".2f"),
+            _ratio(own, reference, "seconds_to_target"),
+            _number(_median(own, "seconds_to_target_compiling"), ".1f"),
+            _number(_median(own, "tokens_per_second"), ",.0f"),
+            _number(_peak(own), ".3g"),
+            _status(own),
+        ]
+        for name, own in peers.items()
+    ]
+    head = ["peer", "best val loss", "worst turn's", f"turns at {target}", "steps to it", "seconds to it"]
+    head += [
+        "ratio to nanogpt_char",
+        "with compiling",
+        "tokens/s",
+        f"peak GiB ({_memory_words(rows)})",
+        "status",
+    ]
+    note = "Medians over the turns, each with another seed; seconds are of training, without evaluations."
+    return "\n".join([_title(rows), "", _aligned(head, lines), "", note, *_footnotes(peers)])
 
 
 def speed_table(rows: list[dict]) -> str:

@@ -37,7 +37,7 @@ from stages import summarize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "records/README.md", "benchmarks/README.md")
-LEFT_BEHIND = ("*.safetensors", "*.lock", "*.gz", ".gitignore")  # models and traces are no rows
+LEFT_BEHIND = ("*.safetensors", "tokenizer.json", "*.lock", "*.gz", ".gitignore")  # models and traces are no rows
 AGAIN = "python -m stages.quotes --write"
 QUOTE = re.compile(r"<!-- quote: (\S+?)( epochs)? -->\n(.*?)<!-- end of quote -->", re.DOTALL)
 CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
