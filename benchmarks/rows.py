@@ -11,7 +11,9 @@ LOSS_TOLERANCE = (
 )
 
 
-def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> dict:
+def complete(
+    measured: dict, size: Size, vocabulary: int, device_name: str, device_memory_gib: float | None = None
+) -> dict:
     """What a peer measured, with tokens a second, MFU and the checks; a row that fails one has status `invalid`.
 
     A peer that did not run is returned as it is.
@@ -23,6 +25,7 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
     tokens_per_second = step_tokens / statistics.median(seconds)
     peak = peak_flops(device_name) if size.device == "cuda" else None
     problems = [*measured.pop("problems", []), *loss_problems(measured, size.classes or vocabulary)]
+    problems += paging_problems(measured, device_memory_gib)
     return {
         **measured,
         "status": "invalid" if problems else "ok",
@@ -37,6 +40,20 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
         "step_ms_slowest": 1000 * max(seconds),
         "step_seconds": [round(s, 6) for s in seconds],
     }
+
+
+def paging_problems(measured: dict, device_memory_gib: float | None) -> list[str]:
+    """Whether more memory was held than the device has: then its driver paged to the host, and times mean nothing.
+
+    Known by what torch's allocator held at its most. Where CUDA does not page, it raises, and the row says so.
+    """
+    held = measured.get("peak_reserved_gib")
+    if held is None or device_memory_gib is None or held <= device_memory_gib:
+        return []
+    return [
+        f"{held:.4g} GiB were held at most, and the device has {device_memory_gib:.4g}: memory was paged to the "
+        "host, so neither this row nor a ratio to it means anything"
+    ]
 
 
 def loss_problems(measured: dict, outputs: int) -> list[str]:

@@ -86,7 +86,13 @@ def measure(jobs: list[Job], task: Task, machine: dict, work: Path, *, identity:
                 **identity,
                 **job.identity,
                 "repeat": repeat,
-                **complete(measured, size, task.vocabulary, machine["device_name"]),
+                **complete(
+                    measured,
+                    size,
+                    task.vocabulary,
+                    machine["device_name"],
+                    machine.get("device_memory_gib"),
+                ),
             }
             row.setdefault("settings", {k: v for k, v in job.settings.items() if k != "data_dir"})
             keep(row)
