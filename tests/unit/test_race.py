@@ -114,11 +114,12 @@ def test_nanogpts_learning_rate():
 
 
 def test_a_checkout_races_on_the_same_tokens_and_is_scored_as_the_engine_is(tmp_path):
-    """A bigram table in its place, which learns how common the characters are."""
+    """In its place one that learns how common the characters are."""
     checkout = tmp_path / "checkout"
     (checkout / "config").mkdir(parents=True)
     (checkout / "model.py").write_text(
-        NANOGPT.replace("flatten())", "flatten(), ignore_index=-1)"), encoding="utf-8"
+        NANOGPT.replace("flatten())", "flatten(), ignore_index=-1)").replace("[tokens]", "[tokens * 0]"),
+        encoding="utf-8",
     )
     (checkout / nanogpt_char.CONFIG).write_text(
         CONFIG.replace("1e-3, 1e-4", "0.1, 0.1").replace("= 100", "= 1"), encoding="utf-8"
@@ -130,7 +131,7 @@ def test_a_checkout_races_on_the_same_tokens_and_is_scored_as_the_engine_is(tmp_
     found = nanogpt_char.measure(task)
     assert found["loss_first"] == pytest.approx(math.log(65), abs=1e-5)
     assert [one["steps"] for one in found["evals"]] == [5, 10]
-    assert all(3.5 < one["val_loss"] < math.log(65) for one in found["evals"])
+    assert 3 < found["evals"][1]["val_loss"] < found["evals"][0]["val_loss"] < math.log(65)
     assert len(found["step_seconds"]) == SMOKE.steps and found["step_tokens"] == 128
     tokens = np.fromfile(task.tokens / "validation.bin", dtype=meta["dtype"])
     batches = nanogpt_char.validation_of(task)
