@@ -65,6 +65,8 @@ def _summary(run, data_order: str) -> dict:
             limit=run.config.evaluation.eval_tokens,
         ),
         "data_order_sha256": data_order,
+        "samples_per_epoch": run.order.samples_per_epoch,
+        **({"classes": classes} if (classes := run.tokens.meta.get("classes")) else {}),
         "flops": sum(
             probes.training_flops(run.flop_parameters, run.config.model, n * run.tokens_seen(0), length)
             for length, n in lengths.steps_at(

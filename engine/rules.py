@@ -216,14 +216,12 @@ def _memory(c) -> list[Check]:
 
 
 def _trimming(c) -> list[Check]:
-    t, compiled = c.training, c.compile.compile != "none"
-    graphs = c.compile.compile_mode in CUDA_GRAPH_MODES
     return [
         (
-            ("trim_to", "compile", "compile_dynamic", "compile_mode"),
-            t.trim_to > 0 and compiled and (graphs or not c.compile.compile_dynamic),
-            f"trim_to = {t.trim_to}: batches have many lengths, and each would be compiled anew; set "
-            + ("compile_mode = 'default'" if graphs else "compile_dynamic = true"),
+            ("trim_to", "compile"),
+            c.training.trim_to > 0 and c.compile.compile != "none",
+            f"trim_to = {c.training.trim_to}: batches have many lengths, and compiled code is made for one; set "
+            "compile = 'none'",
         ),
     ]
 

@@ -83,9 +83,9 @@ def _cause(one: Scaling, name: str) -> str:
 def _imbalance(one: Scaling) -> str:
     if not one.rank_seconds:
         return ""
-    slowest, mean = max(one.rank_seconds), sum(one.rank_seconds) / len(one.rank_seconds)
+    slowest, fastest = max(one.rank_seconds), min(one.rank_seconds)
     rank = one.rank_seconds.index(slowest)
-    longer = f"{slowest / mean:.2f} × as long as the ranks' mean"
+    longer = f"{slowest / fastest:.2f} × as long as the fastest"
     return f"the others wait for rank {rank}, which computes {longer}"
 
 

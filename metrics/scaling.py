@@ -43,7 +43,7 @@ class Lost:
     step: float
     ideal: float
     parts: dict[str, float]
-    work: float  # seconds that a rank computes its share of the step's different samples
+    work: float  # seconds that the fastest rank computes its share of the step's different samples
     reference_work: float  # seconds that the reference computes as many
 
 
@@ -89,7 +89,8 @@ def lost(own: dict[str, Any], reference: dict[str, Any]) -> Lost:
     step, ready = max(own["loaded_seconds"]), max(own["ready_seconds"])
     its_step, its_ready = max(reference["loaded_seconds"]), max(reference["ready_seconds"])
     alone = own["alone_seconds"]
-    computing = _mean(alone or own["ready_seconds"])
+    # Of the fastest rank: what the others take longer is imbalance, all of it, because a step waits for the slowest.
+    computing = min(alone or own["ready_seconds"])
     work, its_work = computing * distinct / drawn, its_ready * share
     parts = {SHARED: computing - work, WAIT: (step - ready) - (its_step - its_ready) * share}
     if alone:

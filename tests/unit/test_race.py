@@ -122,7 +122,7 @@ def test_a_checkout_races_on_the_same_tokens_and_is_scored_as_the_engine_is(tmp_
         encoding="utf-8",
     )
     (checkout / nanogpt_char.CONFIG).write_text(
-        CONFIG.replace("1e-3, 1e-4", "0.1, 0.1").replace("= 100", "= 1"), encoding="utf-8"
+        CONFIG.replace("1e-3, 1e-4", "2e-2, 2e-2").replace("= 100", "= 1"), encoding="utf-8"
     )
     data, meta = make_tokens(SMOKE, tmp_path, None)
     task = Task(

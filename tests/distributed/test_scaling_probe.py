@@ -1,7 +1,6 @@
 """Each cause of bad scaling, made on purpose, is what scaling.json shows most of.
 
-Two gloo processes against one. All runs are trained by one start of forked.py; slowed.py has the causes. The parts
-here are those of metrics/scaling.py, worked out once more: what a step loses against an even share of one process's.
+Two gloo processes against one. All runs are trained by one start of forked.py; slowed.py has the causes.
 """
 
 import json
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 from engine_runs import Lab, assert_same_weights, events, ledger, read_json, untimed, weights
 from test_same_as_one_process import Trained, forked
+
+from metrics.scaling import lost
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,7 @@ CAUSES = {  # run: (its reference, the largest part, its least share of a step's
     "exchange": ("one", "communication", 0.5),
     "slow_rank": ("one", "imbalance", 0.5),
     "shared": ("one", "shared samples", 0.35),
-    "fixed": ("one_fixed", "little work", 0.25),
+    "fixed": ("one_fixed", "too little work", 0.25),
 }
 
 
@@ -64,30 +65,11 @@ def probed(tmp_path_factory) -> Probed:
     return Probed(Lab(tmp_path_factory.mktemp("lab")))
 
 
-def parts(run: dict, reference: dict) -> dict[str, float]:
-    """Seconds lost in one step of `run`, by cause; they add up to what is lost."""
-    n, distinct = run["ranks"], run["samples_distinct"]
-    loaded, ready = max(run["loaded_seconds"]), max(run["ready_seconds"])
-    alone = run["alone_seconds"]
-    share = distinct / reference["samples_distinct"] / n
-    [loaded_1], [ready_1] = reference["loaded_seconds"], reference["ready_seconds"]
-    reference_wait = (loaded_1 - ready_1) * share
-    found = {
-        "shared samples": min(alone) * (1 - distinct / run["samples_drawn"]),
-        "data wait": loaded - ready - reference_wait,
-        "communication": ready - max(alone),
-        "imbalance": max(alone) - min(alone),
-        "little work": min(alone) * distinct / run["samples_drawn"] - ready_1 * share,
-    }
-    assert sum(found.values()) == pytest.approx(loaded - loaded_1 * share)
-    return found
-
-
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_cause_that_was_made_is_the_largest_part(probed, name):
     reference, cause, share = CAUSES[name]
     run = probed.scaling(name)
-    found = parts(run, probed.scaling(reference))
+    found = lost(run, probed.scaling(reference)).parts
     shown = {part: f"{1000 * seconds:.1f} ms" for part, seconds in found.items()}
     print(name, f"step {1000 * max(run['loaded_seconds']):.1f} ms", json.dumps(shown))
     assert max(found, key=found.get) == cause, shown
@@ -96,7 +78,7 @@ def test_the_cause_that_was_made_is_the_largest_part(probed, name):
 
 def test_an_even_run_loses_little(probed):
     run = probed.scaling("even")
-    found = parts(run, probed.scaling("one"))
+    found = lost(run, probed.scaling("one")).parts
     print("even", f"step {1000 * max(run['loaded_seconds']):.1f} ms", found)
     assert max(found.values()) < SLOW
     assert max(run["loaded_seconds"]) > 4 * SEQUENCE
