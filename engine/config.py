@@ -308,6 +308,12 @@ class Training:
         below=1,
         only_if={"curriculum": ("rarity",)},
     )
+    average_decay: float = setting(
+        0.0,
+        "decay of an exponential moving average of the weights, which evaluations and the final model have; 0: none",
+        at_least=0,
+        below=1,
+    )
     clip_norm: float = setting(
         1.0, "gradients are scaled down to this global norm; 0: no clipping", at_least=0
     )

@@ -31,17 +31,23 @@ def complete(run) -> None:
     drawn = run.shards.prove(run.steps_taken)
     run.write_ledger()
     data_order = run.shards.drawn.digest(drawn, run.tokens.sha256("train"))
-    weights = full_weights(run.model)
+    with run.average.in_place():
+        _save_model(run)
     if run.ranks.is_first:
-        from safetensors.torch import save_file
-
-        save_file(weights, run.directory / "model.safetensors")
         metrics = _summary(run, data_order)
     run.ledger += scaling.probe(run)
     if run.ranks.is_first:
         run.keep_ledger()
         rundir.write_json(run.directory / "metrics.json", metrics)
     run.checkpoints.discard()
+
+
+def _save_model(run) -> None:
+    weights = full_weights(run.model)
+    if run.ranks.is_first:
+        from safetensors.torch import save_file
+
+        save_file(weights, run.directory / "model.safetensors")
 
 
 def _summary(run, data_order: str) -> dict:

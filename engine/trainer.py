@@ -9,6 +9,7 @@ import time
 import torch
 
 from engine import (
+    averaging,
     checkpoint,
     compiling,
     ladder,
@@ -92,15 +93,18 @@ class Trainer:
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
         )
+        self.average = averaging.Average(self.model, t.average_decay)
         self.memory = StepMemory(
             parallel.unwrapped(self.model),
             self.optimizer,
             ranks.device,
             compiled=config.compile.compile != "none",
+            held=self.average.held,
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
+        self.evaluations = 0  # in this process
         self.steps_taken = 0
         self.waits: list[float] = []  # for data, of each step in this process
         self.seen: observed.Observed | None = None
@@ -160,7 +164,7 @@ class Trainer:
         if self._due(step, self.config.logging.log_interval):
             self._report(step)
         if self._due(step, self.config.evaluation.eval_interval):
-            with self._timed("eval_seconds"):
+            with self._timed("eval_seconds"), self.average.in_place():
                 self._evaluate(step)
                 if self.sampler:
                     self._sample(step)
@@ -206,7 +210,7 @@ class Trainer:
         parallel.wait_for_all()
         done = 0
         if self.config.saving.checkpoint_interval:
-            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, self.step.stateful)
+            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, self.stateful)
         if self.ranks.is_first:
             for event in self.events:
                 rundir.append_event(self.directory, **event)
@@ -231,6 +235,11 @@ class Trainer:
     def tokens_seen(self, step: int) -> int:
         """Tokens trained on up to the end of `step`; of samples that several ranks read, once."""
         return (step + 1) * self.shards.distinct * self.config.model.context
+
+    @property
+    def stateful(self) -> dict:
+        """What a checkpoint must hold besides weights, optimizer and random states."""
+        return self.step.stateful | ({"average": self.average} if self.average.decay else {})
 
     @property
     def steps_here(self) -> int:
@@ -263,7 +272,9 @@ class Trainer:
         is_measured = batch.step == self.measured_step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         measured = (
-            self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
+            self._measured_step(batch, micro_batches)
+            if is_measured
+            else self._step(batch.step, micro_batches)
         )
         self.shards.drawn.add(batch.step, batch.sample_ids)
         self.waits.append(batch.wait_seconds)
@@ -272,12 +283,17 @@ class Trainer:
             if is_measured:
                 self._uncounted()
 
+    def _step(self, step: int, micro_batches) -> dict:
+        measured = self.step(step, micro_batches)
+        self.average.update()
+        return measured
+
     def _measured_step(self, batch, micro_batches) -> dict:
         """The step whose memory and operations are looked at, and from which the ledger is written."""
         operations, model = Operations(), parallel.unwrapped(self.model)
         model.loss.forget()
         with self.memory.measured(self.step, micro_batches), operations:
-            measured = self.step(batch.step, micro_batches)
+            measured = self._step(batch.step, micro_batches)
         ladder.check_limit(self.memory.peak_bytes, self.config.memory)
         self.seen = observed.Observed(
             ranks=self.ranks,
@@ -336,6 +352,7 @@ class Trainer:
             limit=self.config.evaluation.eval_tokens,
         )
         found = {name: scores[name.removeprefix("val_")] for name in self.task.EVAL_COLUMNS}
+        self.evaluations += 1
         self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype
         if on_gpu:
             peak = torch.cuda.max_memory_allocated(self.ranks.device)
@@ -358,4 +375,4 @@ class Trainer:
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
             self.recorder.flush()
-        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.step.stateful)
+        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.stateful)
