@@ -111,7 +111,7 @@ class Trainer:
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
         hashes = {split: tokens.sha256(split) for split in tokens.meta["splits"]}
-        hashes["vocabulary"] = vocabulary.sha256(config.tokens_directory)
+        hashes["vocabulary"] = vocabulary.sha256(tokens.directory)
         name = checkpoint.fingerprint(config, hashes, ranks, parallel.unwrapped(self.model).given_weights)
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
 
@@ -218,7 +218,7 @@ class Trainer:
             environment = describe(self.ranks.device, self.ranks.world_size, devices)
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
-            vocabulary.keep(self.config.tokens_directory, self.directory)
+            vocabulary.keep(self.tokens.directory, self.directory)
             columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS]
             self.evals = rundir.Table(self.directory / "evals.csv", columns)
             self.recorder = probes.Recorder(

@@ -50,6 +50,7 @@ class Tokens:
     train: np.ndarray | Examples
     validation: np.ndarray | Examples
     test: np.ndarray | Examples
+    directory: Path
 
     def sha256(self, split: str) -> str:
         """Of all that the split holds."""
@@ -157,7 +158,8 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
     problems += _damage(directory, meta, verify)
     if problems:
         raise ConfigError(problems, where=str(directory))
-    return Tokens(meta=meta, **{split: _opened(directory, meta, split) for split in SPLITS})
+    splits = {split: _opened(directory, meta, split) for split in SPLITS}
+    return Tokens(meta=meta, **splits, directory=directory)
 
 
 def _files(directory: Path, meta: dict, split: str):

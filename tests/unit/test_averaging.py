@@ -146,7 +146,6 @@ def test_two_processes_average_their_shards(lab):
         two = lab.launch(processes=2, run=f"two{i}", **AVERAGED, **spread)
         assert ledger(two)["average_decay"]["agrees"]
         for name, expected in weights(one).items():
-            torch.testing.assert_close(weights(two)[name], expected, rtol=1e-3, atol=5e-5)
-        assert [r["val_loss"][:7] for r in rows(two / "evals.csv")] == [
-            r["val_loss"][:7] for r in rows(one / "evals.csv")
-        ]
+            assert (weights(two)[name] - expected).norm() < 1e-3 * max(expected.norm(), 0.1), name
+        losses = [[float(r["val_loss"]) for r in rows(run / "evals.csv")] for run in (one, two)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # without the average 1e-3 apart
