@@ -46,12 +46,19 @@ def steps_at(settings: Training, context: int, steps: int) -> dict[int, int]:
 
 
 class Lengths:
-    """What lengths the model was really given, by the step from which on it was."""
+    """Cuts a run's samples, and notes what lengths the model was really given, by the step from which on it was."""
 
     def __init__(self, settings: Training, context: int):
         self.settings, self.context = settings, context
         self.seen: list[tuple[int, int]] = []  # (step, length) whenever the length changed
         self._last = -1
+
+    def cut(self, step: int, micro_batches: list[tuple]) -> list[tuple]:
+        """The micro-batches of `step`, (inputs, targets) of (b, context), as sequences of its length."""
+        if not self.settings.first_length:
+            return micro_batches
+        length = of_step(self.settings, self.context, step)
+        return [tuple(cut(tensor, length) for tensor in pair) for pair in micro_batches]
 
     def add(self, step: int, inputs: torch.Tensor) -> None:
         """Note the micro-batch `inputs` of `step`: (b, length), or anything of a task without lengths."""

@@ -252,11 +252,7 @@ class Trainer:
         with part("data"):
             inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
             targets = batch.targets.to(device, non_blocking=True).split(self.micro)
-        parts = list(zip(inputs, targets, strict=True))
-        if not self.config.training.first_length:
-            return parts
-        length = lengths.of_step(self.config.training, self.config.model.context, batch.step)
-        return [(lengths.cut(x, length), lengths.cut(y, length)) for x, y in parts]
+        return self.lengths.cut(batch.step, list(zip(inputs, targets, strict=True)))
 
     def _look_at_samples(self, batch) -> None:
         """Before the first step: whether the ranks drew different samples, and how many count."""

@@ -21,6 +21,7 @@ FILES = [
     "metrics.json",
     "model.safetensors",
     "steps.csv",
+    "tokenizer.json",
 ]
 METRICS = {
     "status",
@@ -105,6 +106,7 @@ def test_a_run_leaves_exactly_what_is_documented(lab):
         "grad_norm",
         "step_seconds",
         "tokens_per_second",
+        "samples_per_second",
         "data_wait_seconds",
         "peak_memory_gib",
         "activation_norm_0",
