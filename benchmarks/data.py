@@ -32,6 +32,8 @@ def make_tokens(size: Size, work: Path, data_dir: str | None) -> tuple[dict, dic
         settings = {"dataset": "text", "data_dir": str(work / "text")}
     else:
         settings = {"dataset": "tinyshakespeare", "data_dir": str(Path(data_dir).absolute())}
+        if size.target_loss:  # nanoGPT's split
+            settings |= {"validation_percent": 10, "test_percent": 0}
     settings |= {"study": STUDY, "tokenizer": size.tokenizer}
     config = resolve(settings, "benchmark", only=("data",))
     return settings, prepare(config.data, work / config.tokens_directory)

@@ -24,6 +24,11 @@ class Experiment:
         default_factory=dict
     )  # slot → level, when everything is on; empty: only alone
     swaps: bool = True  # also measure, with everything on, the levels that all_on does not have
+    # (slot, level) → the levels that it cannot be without: alone it is measured on top of them
+    needs: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    varies: tuple[
+        str, ...
+    ] = ()  # the slots that are measured, where not all are; the others may be in all_on
     crossed: bool = False  # instead of all that: every combination
 
     def combinations(self) -> list[dict[str, str]]:
@@ -35,16 +40,32 @@ class Experiment:
                 for chosen in itertools.product(*choices)
             ]
         else:
-            alone = [{slot: level} for slot, levels in self.slots.items() for level in levels]
-            found = [{}, *alone, *self._combined()]
+            alone = [self.alone(slot, level) for slot in self._varied for level in self.slots[slot]]
+            found = [{}, *(levels for pair in alone for levels in pair), *self._combined()]
         return [levels for i, levels in enumerate(found) if levels not in found[:i]]
+
+    @property
+    def _varied(self) -> tuple[str, ...]:
+        return self.varies or tuple(self.slots)
+
+    def alone(self, slot: str, level: str) -> tuple[dict[str, str], dict[str, str]]:
+        """The combinations whose ratio is the effect of a level alone: without it, and with it."""
+        needed = self.needs.get((slot, level), {})
+        return needed, needed | {slot: level}
+
+    def combined(self, slot: str, level: str) -> tuple[dict[str, str], dict[str, str]]:
+        """The combinations whose ratio is the effect of a level among all others: without it, and with it."""
+        needed = self.needs.get((slot, level), {})
+        others = {s: chosen for s, chosen in self.all_on.items() if s != slot} | needed
+        return others, others | {slot: level}
 
     def _combined(self) -> list[dict[str, str]]:
         if not self.all_on:
             return []
-        without = [{s: level for s, level in self.all_on.items() if s != slot} for slot in self.all_on]
-        swapped = [self.all_on | {slot: level} for slot, levels in self.slots.items() for level in levels]
-        return [self.all_on, *without, *(swapped if self.swaps else [])]
+        levels = [(slot, level) for slot in self._varied for level in self.slots[slot]]
+        pairs = [self.combined(*one) for one in levels if self.swaps or self.all_on.get(one[0]) == one[1]]
+        without = [pair[0] for pair in pairs if pair[0] != self.all_on]
+        return [self.all_on, *without, *(pair[1] for pair in pairs)]
 
     def settings(self, levels: dict[str, str]) -> dict:
         """What the run of a combination has in place of the size's own settings."""

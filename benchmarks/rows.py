@@ -3,6 +3,7 @@
 import math
 import statistics
 
+from benchmarks.race import outcome
 from benchmarks.sizes import Size, peak_flops
 
 LOSS_TOLERANCE = (
@@ -10,7 +11,9 @@ LOSS_TOLERANCE = (
 )
 
 
-def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> dict:
+def complete(
+    measured: dict, size: Size, vocabulary: int, device_name: str, device_memory_gib: float | None = None
+) -> dict:
     """What a peer measured, with tokens a second, MFU and the checks; a row that fails one has status `invalid`.
 
     A peer that did not run is returned as it is.
@@ -18,22 +21,39 @@ def complete(measured: dict, size: Size, vocabulary: int, device_name: str) -> d
     if measured["status"] != "ok":
         return measured
     seconds = measured.pop("step_seconds")
-    tokens_per_second = size.step_tokens / statistics.median(seconds)
+    step_tokens = measured.get("step_tokens", size.step_tokens)  # in a race each has its own
+    tokens_per_second = step_tokens / statistics.median(seconds)
     peak = peak_flops(device_name) if size.device == "cuda" else None
     problems = [*measured.pop("problems", []), *loss_problems(measured, size.classes or vocabulary)]
+    problems += paging_problems(measured, device_memory_gib)
     return {
         **measured,
         "status": "invalid" if problems else "ok",
         "problems": problems,
         "tokens_per_second": tokens_per_second,
         **({"samples_per_second": tokens_per_second / size.context} if size.classes else {}),
-        "tokens_per_second_mean": size.step_tokens / statistics.mean(seconds),
+        **(outcome(measured["evals"], size.target_loss) if size.target_loss else {}),
+        "tokens_per_second_mean": step_tokens / statistics.mean(seconds),
         "mfu": tokens_per_second * size.flops_per_token(vocabulary) / peak if peak else None,
         "step_ms": 1000 * statistics.median(seconds),
         "step_ms_fastest": 1000 * min(seconds),
         "step_ms_slowest": 1000 * max(seconds),
         "step_seconds": [round(s, 6) for s in seconds],
     }
+
+
+def paging_problems(measured: dict, device_memory_gib: float | None) -> list[str]:
+    """Whether more memory was held than the device has: then its driver paged to the host, and times mean nothing.
+
+    Known by what torch's allocator held at its most. Where CUDA does not page, it raises, and the row says so.
+    """
+    held = measured.get("peak_reserved_gib")
+    if held is None or device_memory_gib is None or held <= device_memory_gib:
+        return []
+    return [
+        f"{held:.4g} GiB were held at most, and the device has {device_memory_gib:.4g}: memory was paged to the "
+        "host, so neither this row nor a ratio to it means anything"
+    ]
 
 
 def loss_problems(measured: dict, outputs: int) -> list[str]:

@@ -6,6 +6,8 @@ A size says what is computed. How a peer computes it (precision, compile) is the
 import math
 from dataclasses import dataclass
 
+from benchmarks.recipes import CHAR
+
 
 @dataclass(frozen=True)
 class Size:
@@ -30,6 +32,8 @@ class Size:
     limit_seconds: int  # for one run of one peer
     classes: int = 0  # of AG News' rows, which have a label; 0: a text
     mlp_width: int = 0  # 0: 4 × width
+    target_loss: float = 0.0  # nats a token of validation: a race to it, each peer by its own recipe; 0: none
+    eval_interval: int = 0  # steps, of a race
 
     @property
     def step_tokens(self) -> int:
@@ -123,6 +127,70 @@ SIZES = {
             repeats=1,
             limit_seconds=400,
         ),
+        # The roadmap's: GPT-2 124M with 16,384 tokens a step, so that a plain fp32 loop fits and takes no minutes
+        Size(
+            name="roadmap",
+            device="cuda",
+            layers=12,
+            heads=12,
+            width=768,
+            context=1024,
+            micro_batch=16,
+            accumulation=1,
+            tokenizer="words",
+            vocabulary=50258,  # even, so that two processes can split it
+            train_tokens=1_000_000,
+            row_multiple=1,
+            lr=6e-4,
+            warmup=5,
+            steps=15,
+            repeats=1,
+            limit_seconds=240,
+        ),
+        # A race: nanoGPT's config/train_shakespeare_char.py, to the loss that it was measured to reach
+        Size(
+            name="char",
+            device="cuda",
+            layers=6,
+            heads=6,
+            width=384,
+            context=256,
+            micro_batch=64,
+            accumulation=1,
+            tokenizer="chars",
+            vocabulary=65,
+            train_tokens=0,
+            row_multiple=1,
+            lr=1e-3,
+            warmup=100,
+            steps=2400,
+            repeats=3,
+            limit_seconds=300,
+            target_loss=1.4731,
+            eval_interval=125,
+        ),
+        # Only shows that a race runs
+        Size(
+            name="char_smoke",
+            device="cpu",
+            layers=1,
+            heads=2,
+            width=16,
+            context=32,
+            micro_batch=4,
+            accumulation=1,
+            tokenizer="chars",
+            vocabulary=65,
+            train_tokens=0,
+            row_multiple=1,
+            lr=1e-3,
+            warmup=2,
+            steps=8,
+            repeats=1,
+            limit_seconds=60,
+            target_loss=4.0,
+            eval_interval=5,
+        ),
         # The study agnews' two models, at its batch
         _classifier("agnews_small", layers=2, heads=4, width=128, mlp_width=256, context=128),
         _classifier("agnews_large", layers=4, heads=8, width=256, mlp_width=1024, context=256),
@@ -151,16 +219,31 @@ SIZES = {
 
 OF_TEXT = ("engine", "bare", "nanogpt", "hf", "torchtitan")
 OF_CLASSES = ("engine", "hashed")
+OF_A_RACE = ("engine", "nanogpt_char")
 
 
 def peers(size: Size) -> tuple[str, ...]:
     """Those that can do the task."""
+    if size.target_loss:
+        return OF_A_RACE
     return OF_CLASSES if size.classes else OF_TEXT
 
 
 def best(size: Size) -> dict:
-    """The engine's settings of BEST that have an effect on the task."""
+    """The engine's settings of BEST that have an effect on the task; in a race its recipe."""
+    if size.target_loss:
+        return race_settings(size)
     return {"precision": "bf16", "compile": "model", "tf32": True} if size.classes else BEST[size.device]
+
+
+def race_settings(size: Size) -> dict:
+    """The recipe, evaluated often, with nothing else between its steps; on a CPU only as many steps as there are."""
+    found = CHAR | {"eval_interval": size.eval_interval, "eval_tokens": 0, "checkpoint_interval": 0}
+    found |= {"eval_batch_size": size.micro_batch, "micro_batch_size": 0}
+    if size.device == "cpu":
+        found |= {"precision": "fp32", "compile": "none", "tf32": False}
+        found |= {"steps": size.total_steps, "warmup_steps": 2, "batch_size": size.micro_batch}
+    return found
 
 
 # The engine at its best on each device. Anything not here or in `engine_settings` is its default.

@@ -27,6 +27,7 @@ from benchmarks.rows import complete
 from benchmarks.sizes import SIZES, Size, best, engine_settings, peers
 from benchmarks.table import tables
 from benchmarks.task import Task
+from benchmarks.techniques import ROADMAP
 from engine.config import resolve
 from engine.errors import ConfigError, command
 
@@ -62,6 +63,11 @@ def experiment_jobs(experiments: list[Experiment], settings: dict) -> list[Job]:
     return jobs
 
 
+def experiments_of(size: Size) -> tuple[Experiment, ...]:
+    """What --factorial measures on a size."""
+    return ROADMAP if size.name == "roadmap" else EXPERIMENTS[size.device]
+
+
 def measure(jobs: list[Job], task: Task, machine: dict, work: Path, *, identity: dict, keep) -> list[dict]:
     """Measure every job, once a turn; `keep` is called with each row as soon as it is there."""
     rows, size = [], task.size
@@ -71,13 +77,22 @@ def measure(jobs: list[Job], task: Task, machine: dict, work: Path, *, identity:
             directory.mkdir()
             (directory / "tokens").symlink_to(work / "tokens")
             own = dataclasses.replace(task, settings=job.settings)
+            if size.target_loss:  # how soon a loss is reached is a matter of luck too
+                seed = repeat + 1
+                own = dataclasses.replace(own, seed=seed, settings=job.settings | {"seed": seed})
             measured = process.run(job.module, own, directory, size.limit_seconds)
             shutil.rmtree(directory)
             row = {
                 **identity,
                 **job.identity,
                 "repeat": repeat,
-                **complete(measured, size, task.vocabulary, machine["device_name"]),
+                **complete(
+                    measured,
+                    size,
+                    task.vocabulary,
+                    machine["device_name"],
+                    machine.get("device_memory_gib"),
+                ),
             }
             row.setdefault("settings", {k: v for k, v in job.settings.items() if k != "data_dir"})
             keep(row)
@@ -110,7 +125,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--size",
         choices=SIZES,
         required=True,
-        help="the task: cpu, gpu, agnews_…, or smoke (only that all runs)",
+        help="the task: cpu, gpu, char, agnews_…, or smoke (only that all runs)",
     )
     p.add_argument("--nanogpt", metavar="PATH", help="a checkout of github.com/karpathy/nanoGPT")
     p.add_argument("--only", metavar="NAME,…", help="only these peers, or experiments")
@@ -119,7 +134,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument(
         "--data-dir",
         metavar="DIR",
-        help="Tiny Shakespeare's directory, for --size cpu; AG News', for --size agnews_…",
+        help="Tiny Shakespeare's directory, for --size cpu and char; AG News', for --size agnews_…",
     )
     p.add_argument("--warmup", type=int, help="steps before the timed ones")
     p.add_argument("--steps", type=int, help="timed steps")
@@ -129,12 +144,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--commit", help="commit of this tree, where git cannot tell")
     args = p.parse_args(arguments)
     size = SIZES[args.size]
-    known = [e.name for e in EXPERIMENTS[size.device]] if args.factorial else list(peers(size))
+    known = [e.name for e in experiments_of(size)] if args.factorial else list(peers(size))
     if args.factorial and size.classes:
         raise ConfigError(f"--factorial: its experiments are of a text, not of --size {args.size}")
     args.names = args.only.split(",") if args.only else known
     if wrong := [name for name in args.names if name not in known]:
         raise ConfigError(f"--only {','.join(wrong)}: must be of {', '.join(known)}")
+    if size.target_loss and (args.factorial or not args.data_dir):
+        raise ConfigError(
+            f"--size {args.size}: a race needs --data-dir, Tiny Shakespeare's, and is no --factorial"
+        )
     if args.data_dir and size.tokenizer != "chars" and not size.classes:
         raise ConfigError("--data-dir: Tiny Shakespeare is for --size cpu, AG News for --size agnews_…")
     return args
@@ -183,7 +202,7 @@ def main(arguments: list[str]) -> int:
         data, meta = make_tokens(size, work, args.data_dir)
         settings = engine_settings(size, data)
         if args.factorial:
-            experiments = [e for e in EXPERIMENTS[size.device] if e.name in args.names]
+            experiments = [e for e in experiments_of(size) if e.name in args.names]
             jobs = experiment_jobs(experiments, settings)
         else:
             jobs = peer_jobs(size, args.names, settings)

@@ -21,7 +21,46 @@ def tables(rows: list[dict]) -> str:
     groups = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in TOGETHER), []).append(row)
-    return "\n\n".join(experiment_table(g) if g[0]["experiment"] else speed_table(g) for g in groups.values())
+    return "\n\n".join(_table_of(group) for group in groups.values())
+
+
+def _table_of(rows: list[dict]) -> str:
+    if rows[0]["experiment"]:
+        return experiment_table(rows)
+    return race_table(rows) if any("target_loss" in row for row in rows) else speed_table(rows)
+
+
+def race_table(rows: list[dict]) -> str:
+    """Who is the first to have a validation loss, in seconds of training."""
+    peers = _groups(rows, "peer")
+    target = next(row["target_loss"] for row in rows if "target_loss" in row)
+    reference = peers.get("nanogpt_char", [])
+    lines = [
+        [
+            name,
+            _number(_median(own, "best_val_loss"), ".4f"),
+            _number(_largest(own, "best_val_loss"), ".4f"),
+            f"{len(_values(own, 'seconds_to_target'))} of {len(own)}",
+            _number(_median(own, "steps_to_target"), ",.0f"),
+            _number(_median(own, "seconds_to_target"), ".2f"),
+            _ratio(own, reference, "seconds_to_target"),
+            _number(_median(own, "seconds_to_target_compiling"), ".1f"),
+            _number(_median(own, "tokens_per_second"), ",.0f"),
+            _number(_peak(own), ".3g"),
+            _status(own),
+        ]
+        for name, own in peers.items()
+    ]
+    head = ["peer", "best val loss", "worst turn's", f"turns at {target}", "steps to it", "seconds to it"]
+    head += [
+        "ratio to nanogpt_char",
+        "with compiling",
+        "tokens/s",
+        f"peak GiB ({_memory_words(rows)})",
+        "status",
+    ]
+    note = "Medians over the turns, each with another seed; seconds are of training, without evaluations."
+    return "\n".join([_title(rows), "", aligned(head, lines), "", note, *_footnotes(peers)])
 
 
 def speed_table(rows: list[dict]) -> str:
@@ -60,7 +99,7 @@ def speed_table(rows: list[dict]) -> str:
     text = [
         _title(rows),
         "",
-        _aligned([*head, "MFU", "first step s", "loss", "status"], lines),
+        aligned([*head, "MFU", "first step s", "loss", "status"], lines),
         *_overhead(peers),
     ]
     return "\n".join([*text, *_footnotes(peers)])
@@ -69,7 +108,7 @@ def speed_table(rows: list[dict]) -> str:
 def experiment_table(rows: list[dict]) -> str:
     """The combinations of an experiment, and each technique's effect alone and combined."""
     combinations = _groups(rows, "levels")
-    base = combinations.get(_key({}), [])
+    base = combinations.get(key({}), [])
     measured = [
         [
             _words(own[0]["levels"]),
@@ -93,7 +132,7 @@ def experiment_table(rows: list[dict]) -> str:
         "ratio",
     ]
     head += ["activations MiB", "compile s", "status"]
-    text = [f"{_title(rows)}\n{rows[0]['experiment']}: {rows[0]['question']}", "", _aligned(head, measured)]
+    text = [f"{_title(rows)}\n{rows[0]['experiment']}: {rows[0]['question']}", "", aligned(head, measured)]
     if rows[0]["all_on"]:
         text += ["", *_effects(combinations, rows[0]["all_on"], _memory_of(rows))]
     named = {_words(own[0]["levels"]): own for own in combinations.values()}
@@ -102,16 +141,16 @@ def experiment_table(rows: list[dict]) -> str:
 
 def _effects(combinations: dict[str, list[dict]], all_on: dict, memory: str) -> list[str]:
     """Each level: alone against the base; combined, everything on against everything on without its slot."""
-    base, everything = combinations.get(_key({}), []), combinations.get(_key(all_on), [])
+    base, everything = combinations.get(key({}), []), combinations.get(key(all_on), [])
     levels = {
         next(iter(own[0]["levels"].items())) for own in combinations.values() if len(own[0]["levels"]) == 1
     }
     order = [tuple(json.loads(k)[0]) for k in combinations if len(json.loads(k)) == 1]
     lines = []
     for slot, level in [pair for pair in order if pair in levels]:
-        alone = combinations[_key({slot: level})]
-        with_it = combinations.get(_key(all_on | {slot: level}), [])
-        without = combinations.get(_key({k: v for k, v in all_on.items() if k != slot}), [])
+        alone = combinations[key({slot: level})]
+        with_it = combinations.get(key(all_on | {slot: level}), [])
+        without = combinations.get(key({k: v for k, v in all_on.items() if k != slot}), [])
         if slot not in all_on:
             without = everything
         lines.append(
@@ -127,9 +166,7 @@ def _effects(combinations: dict[str, list[dict]], all_on: dict, memory: str) -> 
         ["all together", _ratio(everything, base, "tokens_per_second"), _ratio(everything, base, memory)]
     )
     lines[-1] += ["", ""]
-    return [
-        _aligned(["technique", "speed alone", "memory alone", "speed combined", "memory combined"], lines)
-    ]
+    return [aligned(["technique", "speed alone", "memory alone", "speed combined", "memory combined"], lines)]
 
 
 def ratios(own: list[dict], reference: list[dict], name: str) -> list[float]:
@@ -155,14 +192,15 @@ def _good(rows: Iterable[dict]) -> list[dict]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def _key(levels: dict) -> str:
+def key(levels: dict) -> str:
+    """A combination of levels, whatever their order."""
     return json.dumps(sorted(levels.items()))
 
 
 def _groups(rows: list[dict], name: str) -> dict[str, list[dict]]:
     found = {}
     for row in rows:
-        found.setdefault(row[name] if name == "peer" else _key(row[name]), []).append(row)
+        found.setdefault(row[name] if name == "peer" else key(row[name]), []).append(row)
     return found
 
 
@@ -232,19 +270,24 @@ def _footnotes(groups: dict[str, list[dict]]) -> list[str]:
     return ["", *dict.fromkeys(notes)] if notes else []
 
 
-def _title(rows: list[dict]) -> str:
-    row = rows[0]
+def machine_words(row: dict) -> str:
+    """Where a row was measured."""
     commit = (row["git_commit"] or "unknown commit")[:12] + (
         " with changes" if row["git_engine_changed"] else ""
     )
+    return f"{row['hardware']}, torch {row['torch']}, {commit}"
+
+
+def _title(rows: list[dict]) -> str:
+    row = rows[0]
     turns = len({(r["run"], r["repeat"]) for r in rows})
     return (
         f"{row['size']}: {row['step_tokens']:,} tokens a step, median of {row['steps']} steps, "
-        f"{turns} turn{'s' if turns > 1 else ''}; {row['hardware']}, torch {row['torch']}, {commit}"
+        f"{turns} turn{'s' if turns > 1 else ''}; {machine_words(row)}"
     )
 
 
-def _aligned(head: list[str], lines: list[list[str]]) -> str:
+def aligned(head: list[str], lines: list[list[str]]) -> str:
     """Columns two spaces apart, the first and the last to the left."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
 

@@ -21,6 +21,7 @@ class Task:
     token_dtype: str
     vocabulary: int
     nanogpt: Path | None  # a checkout
+    seed: int = 1  # of a race, another one each turn
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -70,7 +70,7 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, cla
     build = importlib.import_module(MODELS[m.model]).build
     model = build(m, vocabulary_size, config.logging.activation_norm_layers, classes)
     model.drawn_with = torch.initial_seed()  # the generator's own
-    model.given_weights = pretrained.load_into(model, m) if m.init_from else []
+    model.given_weights = pretrained.load_into(model, m, config.tokens_directory) if m.init_from else []
     model.to(ranks.device)
     model.loss = tasks.of(config).loss(config, vocabulary_size, ranks.tensor_group)
     select_attention(m.attention, ranks.device)

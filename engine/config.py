@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from engine import rules
-from engine.data import DATASETS, LABELLED, TOKENIZERS
+from engine.data import BY_POSITION, DATASETS, LABELLED, TOKENIZERS
 from engine.declare import Setting, setting
 from engine.errors import ConfigError
 from engine.models import MODELS
@@ -44,6 +44,25 @@ class Data:
         "",
         "directory that holds the data set's files; empty: fetch it by name",
         only_if={"dataset": ("wikitext2", "tinyshakespeare", "text", "ag_news", "imdb", "table")},
+    )
+    data_file: str = setting(
+        "", "the file whose text is cut by position into splits", only_if={"dataset": ("text_file",)}
+    )
+    validation_percent: int = setting(
+        5,
+        "of the characters, cut off behind the training text for validation",
+        unit="%",
+        at_least=1,
+        at_most=50,
+        only_if={"dataset": BY_POSITION},
+    )
+    test_percent: int = setting(
+        5,
+        "of the characters, cut off behind the validation text for the test; 0: no test",
+        unit="%",
+        at_least=0,
+        at_most=49,
+        only_if={"dataset": BY_POSITION},
     )
     tokenizer: str = setting("bytes", "how text becomes tokens", choices=TOKENIZERS)
     vocab_size: int = setting(
@@ -257,6 +276,43 @@ class Training:
     )
     micro_batch_size: int = setting(
         0, "sequences in one forward pass of one rank; 0: no accumulation", unit="sequences", at_least=0
+    )
+    first_length: int = setting(
+        0,
+        "tokens of the first steps' sequences, into which samples are cut; doubles up to context in equal parts of "
+        "lengthening_steps; 0: whole samples from the first step",
+        unit="tokens",
+        at_least=0,
+        only_if={"model": ("gpt",)},
+    )
+    lengthening_steps: int = setting(
+        0, "steps with sequences shorter than context, if first_length is set", unit="steps", at_least=0
+    )
+    curriculum: str = setting(
+        "none",
+        "which samples the first steps draw from: all, or those with the commonest tokens first (rarity)",
+        choices=("none", "rarity"),
+        only_if={"model": ("gpt",)},
+    )
+    curriculum_steps: int = setting(
+        0,
+        "steps until samples are drawn from all",
+        unit="steps",
+        at_least=0,
+        only_if={"curriculum": ("rarity",)},
+    )
+    curriculum_start: float = setting(
+        0.1,
+        "share of the samples, the easiest, that the first step draws from",
+        above=0,
+        below=1,
+        only_if={"curriculum": ("rarity",)},
+    )
+    average_decay: float = setting(
+        0.0,
+        "decay of an exponential moving average of the weights, which evaluations and the final model have; 0: none",
+        at_least=0,
+        below=1,
     )
     clip_norm: float = setting(
         1.0, "gradients are scaled down to this global norm; 0: no clipping", at_least=0

@@ -153,6 +153,9 @@ class DryRun:
                     tape.relabel(copy, ("parameters", "copies for the products"))
             else:
                 self._watch_gradients(parameters)
+            if self.config.training.average_decay:
+                size = sum(p.untyped_storage().nbytes() for p in parameters)
+                tape.take(size * self.share, ("parameters", "averaged weights"))
             self._step()
             self._name_state()
             if self.on_gpu:

@@ -1,7 +1,8 @@
 """Evaluation of a finished run: every target of a split scored exactly once.
 
 `python -m engine.evaluate RUN_DIRECTORY SPLIT OUTPUT.json` scores a finished run's final model; a diverged run has
-none, and OUTPUT.json says so. What is scored and how is the task's (engine/tasks/).
+none, and OUTPUT.json says so, as of a split without text (test_percent = 0). What is scored and how is the task's
+(engine/tasks/).
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel, tasks
+from engine import parallel, tasks, vocabulary
 from engine.config import Config, Parallel, load
 from engine.data.prepare import open_tokens
 from engine.errors import command
@@ -63,11 +64,16 @@ def main() -> None:
         return
     config = load(arguments.directory / "config.toml")
     tokens = open_tokens(config.tokens_directory, config.data)
+    vocabulary.require_same(arguments.directory, config.tokens_directory)
+    task, rows = tasks.of(config), getattr(tokens, arguments.split)
+    if not len(rows):
+        reason = f"there is no {arguments.split} text"
+        write_json(arguments.output, {**of, "split": arguments.split, "reason": reason})
+        return
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
     model = final_model(
         arguments.directory, config, tokens.meta["vocabulary_size"], tasks.class_count(tokens.meta)
     ).to(ranks.device)
-    task, rows = tasks.of(config), getattr(tokens, arguments.split)
     scores = task.evaluate(model, rows, config, ranks)
     found = {
         "split": arguments.split,

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel, tasks
+from engine import parallel, tasks, vocabulary
 from engine.config import Config, Parallel
-from engine.data.prepare import load_tokenizer, open_tokens
 from engine.errors import ConfigError, command
 from engine.evaluate import final_model
 from engine.models.attention import Cache
@@ -97,29 +96,24 @@ def generate(
 def open_run(directory: Path) -> tuple[Config, object, torch.nn.Module]:
     """(configuration, tokenizer, model on the CPU) of a finished run.
 
-    Raises ConfigError if the run is not complete, its tokens are missing or were made otherwise, or the tokenizer and
-    the model disagree about the vocabulary.
+    It needs nothing but the directory. Raises ConfigError if the run is not complete, or its vocabulary is missing,
+    changed or not the model's.
     """
     config = finished(directory)
     if tasks.of(config) is not next_token:
         raise ConfigError(f"model = {config.model.model!r}: it writes no text; a 'gpt' does", str(directory))
-    size = open_tokens(config.tokens_directory, config.data).meta["vocabulary_size"]
-    tokenizer = load_tokenizer(config.tokens_directory)
+    tokenizer = vocabulary.of_run(directory, config)
     weights = read_weights(directory)
     padded_to = config.model.pad_vocabulary_to
     found = {name: true_rows(weights[name], padded_to) for name in VOCABULARY_ROWS if name in weights}
     problems = [
-        f"{name}: {rows} rows, but the tokenizer in {config.tokens_directory} has {tokenizer.vocabulary_size} tokens"
+        f"{name}: {rows} rows, but the run's tokenizer has {tokenizer.vocabulary_size} tokens"
         for name, rows in found.items()
         if rows != tokenizer.vocabulary_size
     ]
-    if tokenizer.vocabulary_size != size:
-        problems.append(
-            f"{config.tokens_directory}: meta.json says {size} tokens, tokenizer.json has {tokenizer.vocabulary_size}"
-        )
     if problems:
         raise ConfigError(problems, str(directory))
-    return config, tokenizer, final_model(directory, config, size).eval()
+    return config, tokenizer, final_model(directory, config, tokenizer.vocabulary_size).eval()
 
 
 def encode_prompt(tokenizer, prompt: str) -> torch.Tensor:

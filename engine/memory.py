@@ -6,6 +6,7 @@ tensors themselves, over one step, because the process's resident size is mostly
 
 import contextlib
 import weakref
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -178,18 +179,34 @@ class StepMemory:
     Where a figure cannot be had (a compiled model on a CPU), it is None, never a guess.
     """
 
-    def __init__(self, model: nn.Module, optimizer, device: torch.device, *, compiled: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer,
+        device: torch.device,
+        *,
+        compiled: bool,
+        held: Sequence[torch.Tensor] = (),
+    ):
+        """held: tensors besides the model's and the optimizer's that are there all the time."""
         self.device, self.compiled = device, compiled
         self.peak_bytes = self.activation_bytes = self.recomputed_blocks = None
         self.wrapped_blocks = sum(hasattr(block, "_checkpoint_wrapped_module") for block in model.layers)
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._others = model, optimizer, held
         self._before = None
 
     def _held(self) -> list[torch.Tensor]:
         states = (v for state in self._optimizer.state.values() for v in state.values())
         parameters, sums = list(self._model.parameters()), getattr(self._model, "gradient_sums", None)
         gradients = [p.grad for p in parameters if p.grad is not None]  # those that outlive a step
-        tensors = [*parameters, *self._model.buffers(), *states, *gradients, *(sums.held if sums else [])]
+        tensors = [
+            *parameters,
+            *self._model.buffers(),
+            *states,
+            *gradients,
+            *(sums.held if sums else []),
+            *self._others,
+        ]
         return [local(t) for t in tensors if isinstance(t, torch.Tensor)]
 
     @contextlib.contextmanager

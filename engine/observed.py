@@ -77,6 +77,9 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.shards.lines(),
         *run.batches.lines(config.runtime.prefetch),
         *run.profiler.lines(),
+        *run.lengths.lines(),
+        *run.curriculum.lines(),
+        *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),
     ]

@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from engine import compiling, guards, parallel, probes, rundir, scaling
+from engine import compiling, guards, lengths, parallel, probes, rundir, scaling, vocabulary
 from engine.evaluate import evaluated
 from engine.guards import Diverged
 
@@ -31,17 +31,23 @@ def complete(run) -> None:
     drawn = run.shards.prove(run.steps_taken)
     run.write_ledger()
     data_order = run.shards.drawn.digest(drawn, run.tokens.sha256("train"))
-    weights = full_weights(run.model)
+    with run.average.in_place():
+        _save_model(run)
     if run.ranks.is_first:
-        from safetensors.torch import save_file
-
-        save_file(weights, run.directory / "model.safetensors")
         metrics = _summary(run, data_order)
     run.ledger += scaling.probe(run)
     if run.ranks.is_first:
         run.keep_ledger()
         rundir.write_json(run.directory / "metrics.json", metrics)
     run.checkpoints.discard()
+
+
+def _save_model(run) -> None:
+    weights = full_weights(run.model)
+    if run.ranks.is_first:
+        from safetensors.torch import save_file
+
+        save_file(weights, run.directory / "model.safetensors")
 
 
 def _summary(run, data_order: str) -> dict:
@@ -52,6 +58,7 @@ def _summary(run, data_order: str) -> dict:
     return {
         "status": "complete",
         **run.identity,
+        vocabulary.KEY: vocabulary.sha256(run.directory),
         "parameters": run.parameter_count,
         "steps": len(rows),
         "tokens": tokens,
@@ -66,7 +73,12 @@ def _summary(run, data_order: str) -> dict:
         "data_order_sha256": data_order,
         "samples_per_epoch": run.order.samples_per_epoch,
         **({"classes": classes} if (classes := run.tokens.meta.get("classes")) else {}),
-        "flops": probes.training_flops(run.flop_parameters, run.config.model, tokens),
+        "flops": sum(
+            probes.training_flops(run.flop_parameters, run.config.model, n * run.tokens_seen(0), length)
+            for length, n in lengths.steps_at(
+                run.config.training, run.config.model.context, len(rows)
+            ).items()
+        ),
         "step_seconds_median": seconds,
         "tokens_per_second": run.tokens_seen(0) / seconds,
         **run.shards.figures(seconds),

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from engine import vocabulary
 from engine.config import Model, load
 from engine.errors import ConfigError
 from engine.ledger import Line
@@ -37,16 +38,20 @@ FUNCTION = (
 )
 
 
-def load_into(model: nn.Module, settings: Model) -> list[Line]:
+def load_into(model: nn.Module, settings: Model, tokens: Path | None = None) -> list[Line]:
     """Give `model`, whole and on the CPU, the weights in settings.init_from; the ledger's line about it.
 
-    Raises ConfigError with every problem: a directory that is neither kind, settings that make another function of
-    the weights, tensors that are missing, unknown or of another shape.
+    tokens: the directory of those that it will be trained on, whose vocabulary must be a run's own.
+
+    Raises ConfigError with every problem: a directory that is neither kind, another vocabulary, settings that make
+    another function of the weights, tensors that are missing, unknown or of another shape.
     """
     directory = Path(settings.init_from)
     padded_to = 1
     if (directory / "config.toml").is_file():
         theirs = finished(directory).model
+        if tokens:
+            vocabulary.require_same(directory, tokens)
         kind, found = "a finished run", _of_run(directory, theirs, settings)
         padded_to = theirs.pad_vocabulary_to
     elif (directory / "config.json").is_file():

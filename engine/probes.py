@@ -17,13 +17,14 @@ from engine.rundir import Table
 WARM_UP_STEPS = 3  # left out of medians, where there are more
 
 
-def training_flops(parameters: int, model, tokens: int) -> int:
+def training_flops(parameters: int, model, tokens: int, length: int = 0) -> int:
     """Floating-point operations that training on `tokens` tokens needs: 6 N + 12 L C T a token.
 
     Of the model, not of how it was computed: what activation checkpointing repeats is not counted. `model`:
-    engine.config.Model; N counts all `parameters`. Source: appendix B of PaLM (Chowdhery et al., 2022).
+    engine.config.Model; N counts all `parameters`; T is `length`, where sequences were shorter than its context.
+    Source: appendix B of PaLM (Chowdhery et al., 2022).
     """
-    attention = 12 * model.layers * model.width * model.context
+    attention = 12 * model.layers * model.width * (length or model.context)
     return (6 * parameters + attention) * tokens
 
 

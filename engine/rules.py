@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
 
+SHAPES = 8  # torch._dynamo.config.recompile_limit
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
 
@@ -20,6 +21,8 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_shards(config.parallel),
         *_lr(config.optimizer),
         *_steps(config),
+        *_lengths(config),
+        *_curriculum(config),
         *_memory(config),
         *_gradient_sums(config),
         *_evaluation(config),
@@ -150,6 +153,48 @@ def _steps(c) -> list[Check]:
             traced > 0 and steps < traced + 4,
             f"profile_steps = {traced}: needs steps ≥ {traced + 4}, because the first are warm-up",
         ),
+    ]
+
+
+def _lengths(c) -> list[Check]:
+    """Lengths double from first_length to context, and each has a step at least."""
+    first, steps, context = c.training.first_length, c.training.lengthening_steps, c.model.context
+    doublings = (context // first).bit_length() - 1 if first else 0
+    names = ("first_length", "lengthening_steps")
+    return [
+        (
+            ("first_length", "context"),
+            first > 0 and (first << doublings != context or not doublings),
+            f"first_length = {first}: must double to context = {context}: {context} / 2, / 4, / 8 or so on, if whole",
+        ),
+        (
+            names,
+            bool(steps) and not first,
+            f"lengthening_steps = {steps}: would do nothing with first_length = 0",
+        ),
+        (
+            (*names, "context", "steps"),
+            first > 0 and not doublings <= steps <= c.training.steps,
+            f"lengthening_steps = {steps}: must be from {doublings}, so that each shorter length has a step, to "
+            f"steps = {c.training.steps}",
+        ),
+        (
+            ("first_length", "context", "compile", "compile_dynamic"),
+            c.compile.compile != "none" and not c.compile.compile_dynamic and doublings >= SHAPES,
+            f"first_length = {first}: {doublings + 1} lengths are more shapes than the {SHAPES} that torch.compile "
+            "makes graphs for; set a longer first_length, or compile_dynamic = true",
+        ),
+    ]
+
+
+def _curriculum(c) -> list[Check]:
+    t = c.training
+    return [
+        (
+            ("curriculum", "curriculum_steps", "steps"),
+            t.curriculum != "none" and not 1 <= t.curriculum_steps <= t.steps,
+            f"curriculum_steps = {t.curriculum_steps}: must be from 1 to steps = {t.steps}",
+        )
     ]
 
 

@@ -2,6 +2,7 @@
 
     results/<study>/<run>-<seed>/
         config.toml  ledger.json  env.json  events.jsonl  steps.csv  evals.csv  metrics.json  model.safetensors
+        tokenizer.json
         and, of a run with sample_tokens, samples.jsonl; with profile_steps, trace.json.gz  profile.json; with
         scaling_probe_steps, scaling.json
 

@@ -9,9 +9,11 @@ import time
 import torch
 
 from engine import (
+    averaging,
     checkpoint,
     compiling,
     ladder,
+    lengths,
     observed,
     outcome,
     parallel,
@@ -20,9 +22,11 @@ from engine import (
     rundir,
     runtime,
     tasks,
+    vocabulary,
 )
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
+from engine.data import curriculum
 from engine.data.batches import Prefetcher
 from engine.data.prepare import Tokens
 from engine.environment import describe
@@ -70,6 +74,8 @@ class Trainer:
         self.order = self.task.train_order(tokens, config)
         self.shards = Shards(self.order, config.parallel, ranks)
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
+        self.lengths = lengths.Lengths(t, config.model.context)
+        self.curriculum = curriculum.Seen(self.order, t)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
             config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
@@ -87,21 +93,25 @@ class Trainer:
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
         )
+        self.average = averaging.Average(self.model, t.average_decay)
         self.memory = StepMemory(
             parallel.unwrapped(self.model),
             self.optimizer,
             ranks.device,
             compiled=config.compile.compile != "none",
+            held=self.average.held,
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
+        self.evaluations = 0  # in this process
         self.steps_taken = 0
         self.waits: list[float] = []  # for data, of each step in this process
         self.seen: observed.Observed | None = None
         self.directory = config.directory
         self.collector = runtime.Collector(config.runtime.gc_interval)
         hashes = {split: tokens.sha256(split) for split in tokens.meta["splits"]}
+        hashes["vocabulary"] = vocabulary.sha256(tokens.directory)
         name = checkpoint.fingerprint(config, hashes, ranks, parallel.unwrapped(self.model).given_weights)
         self.checkpoints = checkpoint.Checkpoints(name, ranks)
 
@@ -154,7 +164,7 @@ class Trainer:
         if self._due(step, self.config.logging.log_interval):
             self._report(step)
         if self._due(step, self.config.evaluation.eval_interval):
-            with self._timed("eval_seconds"):
+            with self._timed("eval_seconds"), self.average.in_place():
                 self._evaluate(step)
                 if self.sampler:
                     self._sample(step)
@@ -200,7 +210,7 @@ class Trainer:
         parallel.wait_for_all()
         done = 0
         if self.config.saving.checkpoint_interval:
-            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, self.step.stateful)
+            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, self.stateful)
         if self.ranks.is_first:
             for event in self.events:
                 rundir.append_event(self.directory, **event)
@@ -208,6 +218,7 @@ class Trainer:
             environment = describe(self.ranks.device, self.ranks.world_size, devices)
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
+            vocabulary.keep(self.tokens.directory, self.directory)
             columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS]
             self.evals = rundir.Table(self.directory / "evals.csv", columns)
             self.recorder = probes.Recorder(
@@ -226,6 +237,11 @@ class Trainer:
         return (step + 1) * self.shards.distinct * self.config.model.context
 
     @property
+    def stateful(self) -> dict:
+        """What a checkpoint must hold besides weights, optimizer and random states."""
+        return self.step.stateful | ({"average": self.average} if self.average.decay else {})
+
+    @property
     def steps_here(self) -> int:
         """Steps taken in this process, which may have resumed the run."""
         return self.steps_taken - self.first_step
@@ -236,7 +252,7 @@ class Trainer:
         with part("data"):
             inputs = batch.inputs.to(device, non_blocking=True).split(self.micro)
             targets = batch.targets.to(device, non_blocking=True).split(self.micro)
-        return list(zip(inputs, targets, strict=True))
+        return self.lengths.cut(batch.step, list(zip(inputs, targets, strict=True)))
 
     def _look_at_samples(self, batch) -> None:
         """Before the first step: whether the ranks drew different samples, and how many count."""
@@ -247,10 +263,14 @@ class Trainer:
 
     def _one_step(self, batch) -> None:
         micro_batches = self.micro_batches(batch)
+        self.lengths.add(batch.step, micro_batches[0][0])
+        self.curriculum.add(batch.step, batch.inputs.numpy())
         is_measured = batch.step == self.measured_step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         measured = (
-            self._measured_step(batch, micro_batches) if is_measured else self.step(batch.step, micro_batches)
+            self._measured_step(batch, micro_batches)
+            if is_measured
+            else self._step(batch.step, micro_batches)
         )
         self.shards.drawn.add(batch.step, batch.sample_ids)
         self.waits.append(batch.wait_seconds)
@@ -259,12 +279,17 @@ class Trainer:
             if is_measured:
                 self._uncounted()
 
+    def _step(self, step: int, micro_batches) -> dict:
+        measured = self.step(step, micro_batches)
+        self.average.update()
+        return measured
+
     def _measured_step(self, batch, micro_batches) -> dict:
         """The step whose memory and operations are looked at, and from which the ledger is written."""
         operations, model = Operations(), parallel.unwrapped(self.model)
         model.loss.forget()
         with self.memory.measured(self.step, micro_batches), operations:
-            measured = self.step(batch.step, micro_batches)
+            measured = self._step(batch.step, micro_batches)
         ladder.check_limit(self.memory.peak_bytes, self.config.memory)
         # As the step left them: the task's own look may run the model again.
         of_step = {
@@ -327,6 +352,7 @@ class Trainer:
             limit=self.config.evaluation.eval_tokens,
         )
         found = {name: scores[name.removeprefix("val_")] for name in self.task.EVAL_COLUMNS}
+        self.evaluations += 1
         self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype
         if on_gpu:
             peak = torch.cuda.max_memory_allocated(self.ranks.device)
@@ -349,4 +375,4 @@ class Trainer:
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
             self.recorder.flush()
-        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.step.stateful)
+        self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.stateful)

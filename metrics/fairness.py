@@ -17,7 +17,7 @@ from metrics.measures import AXES
 from metrics.rows import Results, RunSeed
 
 # A step's samples follow from these, so that runs which differ in one cannot read the same ones in a step.
-ORDER_SETTINGS = ("batch_size", "context", "steps")
+ORDER_SETTINGS = ("batch_size", "context", "steps", "curriculum", "curriculum_steps", "curriculum_start")
 HASHES = ("evaluation_sha256", "evaluation_precision")  # in metrics.json and in the test's file
 MACHINE = ("device", "device_name", "cpu_count", "platform", "torch", "cuda")  # in env.json
 A_PROCESS = ("threads",)  # in env.json, of one process

@@ -9,6 +9,7 @@ A source is a study's results directory, or a file of the benchmarks' rows. In M
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
     <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
+    <!-- quote: SOURCE roadmap -->      a record's rows as the roadmap of techniques
     <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this
     <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
                                         regular expression ROW finds; if ROW has groups, in what they match
@@ -37,9 +38,15 @@ from stages import summarize
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "records/README.md", "benchmarks/README.md")
-LEFT_BEHIND = ("*.safetensors", "*.lock", "*.gz", ".gitignore")  # models and traces are no rows
+LEFT_BEHIND = (
+    "*.safetensors",
+    "tokenizer.json",
+    "*.lock",
+    "*.gz",
+    ".gitignore",
+)  # models and traces are no rows
 AGAIN = "python -m stages.quotes --write"
-QUOTE = re.compile(r"<!-- quote: (\S+?)( epochs)? -->\n(.*?)<!-- end of quote -->", re.DOTALL)
+QUOTE = re.compile(r"<!-- quote: (\S+?)( epochs| roadmap)? -->\n(.*?)<!-- end of quote -->", re.DOTALL)
 CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
 LARGEST_CHART = 200_000  # bytes: pages are read in a browser
 FIGURES = re.compile(r'<!-- figures: (\S+) "([^"]+)" -->')
@@ -54,12 +61,14 @@ NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
 
 @cache
 def source_text(root: Path, source: str, part: str = "") -> str:
-    """The tables of a source, as they are printed; part "epochs": the course of the baseline's training.
+    """The tables of a source, as they are printed; part: "epochs", of the baseline's training, or "roadmap".
 
     Raises:
         ConfigError: there is no such source.
     """
     path = root / source
+    if part == "roadmap" and path.exists():
+        return _run("benchmarks.roadmap", path).strip("\n")
     if path.is_dir():
         page = io.StringIO()
         console = Console(  # whatever the environment says of colours

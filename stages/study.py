@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from engine.config import SETTINGS, is_effective, nearest
-from engine.data import LABELLED
+from engine.data import BY_POSITION, LABELLED
 from metrics.measures import (
     AXES,
     KINDS,
@@ -89,6 +89,14 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
     shared = {s.name: s.default for s in SETTINGS.values()} | base
     baseline = shared | study["runs"][study["baseline"]]
     problems = []
+    if (
+        study["metric"].startswith("test_")
+        and shared["dataset"] in BY_POSITION
+        and not shared["test_percent"]
+    ):
+        problems.append(
+            f"metric = {study['metric']!r}: there is no test with test_percent = 0; set metric = 'val_loss'"
+        )
     for name, own in study["runs"].items():
         problems += [
             f"runs.{name}.{key} = {own[key]!r}: {key} is frozen by the study, which has {shared[key]!r}"

@@ -4,6 +4,7 @@ PEERS = {
     "engine": "benchmarks.peers.engine",
     "bare": "benchmarks.peers.bare",
     "nanogpt": "benchmarks.peers.nanogpt",
+    "nanogpt_char": "benchmarks.peers.nanogpt_char",
     "hf": "benchmarks.peers.hf",
     "hashed": "benchmarks.peers.hashed",
     "torchtitan": "benchmarks.peers.titan",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.race import evaluations
 from benchmarks.task import Task
 from engine.config import Config, resolve
 from engine.rundir import toml
@@ -21,7 +22,10 @@ def measure(task: Task) -> dict:
     done = subprocess.run(command(config.parallel.processes), check=False)
     if done.returncode:
         sys.exit(done.returncode)  # it said why
-    return read(config, task.size.warmup)
+    measured = read(config, task.size.warmup)
+    if task.size.target_loss:
+        measured |= {"step_tokens": config.training.batch_size * config.model.context, "evals": evals(config)}
+    return measured
 
 
 def command(processes: int) -> list[str]:
@@ -58,6 +62,16 @@ def read(config: Config, warmup: int) -> dict:
             name: metrics[name] for name in ("tokens_per_second", "peak_memory_gib", "checkpoint_seconds")
         },
     }
+
+
+def evals(config: Config) -> list[dict]:
+    """The evaluations of a complete run, with the seconds of training before each."""
+    found = {}
+    for name in ("steps", "evals"):
+        with (config.directory / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            found[name] = list(csv.DictReader(file))
+    losses = [(int(row["step"]) + 1, float(row["val_loss"])) for row in found["evals"]]
+    return evaluations(losses, [float(row["step_seconds"]) for row in found["steps"]])
 
 
 def _json(path: Path) -> dict:

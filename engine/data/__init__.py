@@ -11,7 +11,10 @@ DATASETS = {
     "wikitext2": "engine.data.wikitext2",
     "tinyshakespeare": "engine.data.tinyshakespeare",
     "text": "engine.data.textdir",
+    "text_file": "engine.data.textfile",
 }
+
+BY_POSITION = ("tinyshakespeare", "text_file")  # one text, cut by position into training, validation and test
 
 LABELLED = {  # rows of a text and a label
     "ag_news": "engine.data.ag_news",

@@ -27,7 +27,10 @@ from engine.data.examples import Examples
 from engine.errors import ConfigError, command
 
 SPLITS = labelled.SPLITS
-SETTINGS = tuple(f.name for f in fields(Data))
+DEFAULTS = {
+    f.name: f.default for f in fields(Data)
+}  # also of what tokens made earlier could not be asked for
+SETTINGS = tuple(DEFAULTS)
 META = "meta.json"
 FILES = {  # kind: {suffix of a split's file: (its type, None for meta's dtype; how many; its digest)}
     "text": {"": (None, "tokens", "sha256_tokens")},
@@ -47,6 +50,7 @@ class Tokens:
     train: np.ndarray | Examples
     validation: np.ndarray | Examples
     test: np.ndarray | Examples
+    directory: Path
 
     def sha256(self, split: str) -> str:
         """Of all that the split holds."""
@@ -93,7 +97,7 @@ def source_texts(settings) -> dict[str, str]:
         f"the {small} text is contained in the {large} text; splits must not overlap"
         for small in ("validation", "test")
         for large in SPLITS
-        if small != large and texts[small] in texts[large]
+        if small != large and texts[small] and texts[small] in texts[large]
     ]
     if problems:
         raise ConfigError(problems, where=f"dataset={settings.dataset}")
@@ -137,10 +141,10 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
     problems = []
     if settings is not None:
         problems = [
-            f"{name}: the tokens were made with {meta['settings'].get(name)!r}, this run asks for "
+            f"{name}: the tokens were made with {meta['settings'].get(name, DEFAULTS[name])!r}, this run asks for "
             f"{getattr(settings, name)!r}; run the tokenize stage again"
             for name in SETTINGS
-            if meta["settings"].get(name) != getattr(settings, name)
+            if meta["settings"].get(name, DEFAULTS[name]) != getattr(settings, name)
         ]
         if (
             not problems
@@ -154,7 +158,8 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
     problems += _damage(directory, meta, verify)
     if problems:
         raise ConfigError(problems, where=str(directory))
-    return Tokens(meta=meta, **{split: _opened(directory, meta, split) for split in SPLITS})
+    splits = {split: _opened(directory, meta, split) for split in SPLITS}
+    return Tokens(meta=meta, **splits, directory=directory)
 
 
 def _files(directory: Path, meta: dict, split: str):
@@ -181,13 +186,21 @@ def _damage(directory: Path, meta: dict, verify: bool) -> list[str]:
 
 
 def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | Examples:
-    maps = [np.memmap(path, dtype=dtype, mode="r") for path, dtype, *_ in _files(directory, meta, split)]
+    maps = [
+        np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+        for path, dtype, count, _ in _files(directory, meta, split)
+    ]
     return Examples(*maps) if _kind(meta) == "labelled" else maps[0]
 
 
 def load_tokenizer(directory: str | Path):
     """The tokenizer that made the tokens in `directory`, an `engine.data.tokenizers.Tokenizer`."""
-    return _tokenizer_class(open_tokens(directory).meta["tokenizer"]).load(directory)
+    return tokenizer_in(directory, open_tokens(directory).meta["tokenizer"])
+
+
+def tokenizer_in(directory: str | Path, name: str):
+    """The tokenizer of this `name` whose tokenizer.json is in `directory`."""
+    return _tokenizer_class(name).load(directory)
 
 
 def _write(settings, content, tokenizer, directory: Path) -> dict:
@@ -213,13 +226,13 @@ def _write(settings, content, tokenizer, directory: Path) -> dict:
 def _write_text(text: str, tokenizer, dtype: np.dtype, path: Path) -> dict:
     content = text.encode("utf-8")
     ids, unknown = tokenizer.encode_counted(text)
-    assert ids.size and int(ids.max()) < tokenizer.vocabulary_size, (path, ids.size)
+    assert not ids.size or int(ids.max()) < tokenizer.vocabulary_size, (path, ids.size)
     ids = ids.astype(dtype)
     ids.tofile(path)
     return {
         "tokens": ids.size,
         "bytes": len(content),
-        "bytes_per_token": len(content) / ids.size,
+        "bytes_per_token": len(content) / ids.size if ids.size else None,
         "unknown_tokens": unknown,
         "sha256_text": _sha256(content),
         "sha256_tokens": _sha256(ids.tobytes()),

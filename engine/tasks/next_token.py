@@ -9,6 +9,7 @@ import torch
 from engine import losses, parallel
 from engine.config import Config
 from engine.data.batches import IGNORED, TrainOrder, eval_batches, eval_windows
+from engine.data.curriculum import CurriculumOrder
 from engine.objectives import NextToken
 from engine.tasks import scoring
 
@@ -18,7 +19,10 @@ COUNTED = "tokens"
 
 def train_order(tokens, config: Config) -> TrainOrder:
     """The windows of every step, in `tokens`, an engine.data.prepare.Tokens."""
-    return TrainOrder(tokens.train, config.model.context, config.training.batch_size, config.run.seed)
+    shape = (tokens.train, config.model.context, config.training.batch_size, config.run.seed)
+    if config.training.curriculum == "none":
+        return TrainOrder(*shape)
+    return CurriculumOrder(*shape, config.training)
 
 
 def targets_per_sample(config: Config) -> int:

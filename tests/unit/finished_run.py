@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from engine import rundir
+from engine import rundir, vocabulary
 from engine.config import Config, resolve
 from engine.models.gpt import GPT, build
 
@@ -28,11 +28,15 @@ def drawn(settings: Config, vocabulary_size: int, seed: int = 3) -> GPT:
 
 
 def write(directory: Path, vocabulary_size: int, **changes) -> GPT:
-    """Write the run's directory; the model in it."""
+    """Write the run's directory, with the vocabulary of its tokens if it has any; the model in it."""
     settings = config(**changes)
     model = drawn(settings, vocabulary_size)
     directory.mkdir(parents=True)
     save_file(model.state_dict(), directory / "model.safetensors")
     (directory / "config.toml").write_text(rundir.toml(settings), encoding="utf-8")
-    rundir.write_json(directory / "metrics.json", {"status": "complete", **rundir.identity(settings)})
+    metrics = {"status": "complete", **rundir.identity(settings)}
+    if settings.tokens_directory.exists():
+        vocabulary.keep(settings.tokens_directory, directory)
+        metrics[vocabulary.KEY] = vocabulary.sha256(directory)
+    rundir.write_json(directory / "metrics.json", metrics)
     return model

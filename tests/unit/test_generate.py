@@ -1,12 +1,15 @@
 """Generation: with a cache as without, every sampling rule by hand, and the vocabulary the run was trained on."""
 
 import json
+import shutil
 import sys
 
 import finished_run
 import pytest
 import torch
+from engine_runs import events
 
+from engine import checkpoint, evaluate
 from engine import generate as command
 from engine.data.prepare import prepare
 from engine.errors import ConfigError
@@ -239,14 +242,68 @@ def test_a_vocabulary_that_is_not_the_models_is_refused(lab):
     size = open_run(run)[1].vocabulary_size
     for vocabulary in (size - 1, size + 1):  # the padded matrices are equally large
         other = run_of(lab, "chars", vocabulary, pad_vocabulary_to=64, run=f"run{vocabulary}")
-        message = f"token_embedding.weight: {vocabulary} rows, but the tokenizer in tokens/by_hand has {size} tokens"
+        message = f"token_embedding.weight: {vocabulary} rows, but the run's tokenizer has {size} tokens"
         with pytest.raises(ConfigError, match=message):
             open_run(other)
-    path = lab.directory / "tokens/by_hand/tokenizer.json"
+
+
+def another_vocabulary(path) -> None:
+    """As many characters, and others, at tokenizer.json's `path`: nothing but its content tells."""
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"characters": content["characters"] + "é"}))
-    with pytest.raises(ConfigError, match=rf"meta.json says {size} tokens, tokenizer.json has {size + 1}"):
+    path.write_text(json.dumps(content | {"characters": content["characters"][:-1] + "é"}))
+
+
+def test_the_vocabulary_is_in_the_runs_own_directory(lab, monkeypatch, capsys):
+    run = run_of(lab, "chars")
+    arguments = [run, "--prompt", "snow", "--tokens", "9", "--device", "cpu"]
+    text = said(monkeypatch, capsys, *arguments)
+    another_vocabulary(lab.directory / "tokens/by_hand/tokenizer.json")  # of a later text, say
+    assert said(monkeypatch, capsys, *arguments) == text
+    shutil.rmtree(lab.directory / "tokens")
+    moved = run.rename(lab.directory / "elsewhere")
+    assert said(monkeypatch, capsys, moved, *arguments[1:]) == text
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(lab, monkeypatch, capsys):
+    run = run_of(lab, "chars")
+    another_vocabulary(run / "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"tokenizer.json is not the model's vocabulary: its sha256 is"):
         open_run(run)
+    assert "is not the model's vocabulary" in refused(monkeypatch, capsys, run, "--prompt", "a")
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"no tokenizer.json of its own, so what its ids mean is not known"):
+        open_run(run)
+
+
+def test_scoring_or_going_on_with_another_vocabulary_is_refused(lab, monkeypatch, capsys):
+    """Evaluation, and training from a finished run's weights, on tokens whose ids mean something else."""
+    run = lab.train(run="first", tokenizer="chars")
+    another_vocabulary(lab.directory / "tokens/by_hand/tokenizer.json")
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(run), "validation", "out.json"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    message = "is not that of tokens/by_hand"
+    assert message in capsys.readouterr().err and not (lab.directory / "out.json").exists()
+    with pytest.raises(ConfigError, match=message):
+        lab.train(run="second", tokenizer="chars", init_from=str(run))
+
+
+def test_a_checkpoint_of_another_vocabulary_is_not_gone_on_from(lab, monkeypatch):
+    save = checkpoint.Checkpoints.save
+
+    def stop(self, step, *others):
+        save(self, step, *others)
+        raise KeyboardInterrupt
+
+    settings = {"tokenizer": "chars", "checkpoint_interval": 2}
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", stop)
+    for run in ("same", "other"):
+        with pytest.raises(KeyboardInterrupt):
+            lab.train(run=run, **settings)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    assert [e["event"] for e in events(lab.train(run="same", **settings))] == ["resumed"]
+    another_vocabulary(lab.directory / "tokens/by_hand/tokenizer.json")
+    assert events(lab.train(run="other", **settings)) == []
 
 
 def test_a_prompt_must_be_in_the_vocabulary(lab):

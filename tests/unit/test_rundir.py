@@ -21,6 +21,7 @@ FILES = [
     "metrics.json",
     "model.safetensors",
     "steps.csv",
+    "tokenizer.json",
 ]
 METRICS = {
     "status",
