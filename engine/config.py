@@ -187,7 +187,7 @@ class Model:
 @dataclass(frozen=True)
 class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
-    lr: float = setting(1e-3, "peak learning rate", above=0)
+    lr: float = setting(1e-3, "peak learning rate; of muon, that of its AdamW", above=0)
     lr_rule: str = setting(
         "none",
         "how lr follows the batch size: times batch_size / lr_batch_size (linear), its square root (sqrt), or not",
@@ -206,22 +206,44 @@ class Optimizer:
         "decay of the first moment",
         at_least=0,
         below=1,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
     )
     beta2: float = setting(
         0.95,
         "decay of the second moment",
         at_least=0,
         below=1,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
     )
     epsilon: float = setting(
         1e-8,
         "added to the root of the second moment",
         above=0,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1, only_if={"optimizer": ("sgd",)})
+    muon_lr: float = setting(
+        0.02, "peak learning rate of the blocks' matrices", above=0, only_if={"optimizer": ("muon",)}
+    )
+    muon_momentum: float = setting(
+        0.95,
+        "Nesterov momentum of the blocks' matrices",
+        at_least=0,
+        below=1,
+        only_if={"optimizer": ("muon",)},
+    )
+    muon_weight_decay: float = setting(
+        0.01,
+        "weight decay of the blocks' matrices, of which muon_lr times this is taken a step",
+        at_least=0,
+        only_if={"optimizer": ("muon",)},
+    )
+    muon_precision: str = setting(
+        "bf16",
+        "dtype of the products that orthogonalise an update",
+        choices=("bf16", "fp32"),
+        only_if={"optimizer": ("muon",)},
+    )
     nesterov: bool = setting(False, "Nesterov momentum", only_if={"optimizer": ("sgd",)})
     optimizer_fallback: str = setting(
         "none",

@@ -51,10 +51,10 @@ class Step:
         return {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
 
     def set_lr(self, step: int) -> float:
-        """Set every group's learning rate for `step`; return it."""
+        """Set every group's learning rate for `step`; return that of groups without a factor of their own."""
         scale = of_step(self.schedule, step, self.training.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * scale
+            group["lr"] = self.lr * scale * group.get("lr_factor", 1.0)
         return self.lr * scale
 
     def __call__(self, step: int, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:

@@ -16,7 +16,13 @@ import tomli_w
 from engine.config import SETTINGS, Config, resolve
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMINGS = ("step_seconds", "tokens_per_second", "data_wait_seconds", "peak_memory_gib")  # of two equal runs
+TIMINGS = (
+    "step_seconds",
+    "tokens_per_second",
+    "samples_per_second",
+    "data_wait_seconds",
+    "peak_memory_gib",
+)  # of two equal runs
 SMALL = {
     "device": "cpu",
     "dataset": "text",
