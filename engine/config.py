@@ -514,6 +514,9 @@ class Saving:
 class Logging:
     log_interval: int = setting(10, "steps between progress lines", unit="steps", at_least=1)
     activation_norm_layers: tuple[int, ...] = setting((), "blocks whose output norm (RMS) is recorded")
+    gradient_norm_layers: tuple[int, ...] = setting(
+        (), "blocks whose gradient norm, before clipping, is recorded"
+    )
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Trainer:
             lr=config.peak_lr,
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
+            gradient_norm_layers=config.logging.gradient_norm_layers,
         )
         self.memory = StepMemory(
             parallel.unwrapped(self.model),
@@ -217,6 +218,7 @@ class Trainer:
                 targets_per_sample=self.task.targets_per_sample(self.config),
                 context=self.config.model.context,
                 norm_layers=self.config.logging.activation_norm_layers,
+                gradient_layers=self.config.logging.gradient_norm_layers,
                 sees_memory=not compiling.keeps_gradients(self.config.compile),
             )
         return done

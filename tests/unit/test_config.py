@@ -148,7 +148,8 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
         ),
         (
             {"optimizer": "sgd", "beta1": 0.8},
-            "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam or adamw8bit or muon",
+            "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam or adamw8bit or "
+            "muon",
         ),
         (
             {"schedule": "constant", "min_lr_fraction": 0.5},
@@ -205,6 +206,8 @@ def test_a_setting_at_its_default_may_stand_anywhere():
         ),
         ({"activation_norm_layers": [0, 4]}, "activation_norm_layers = [0, 4]: blocks are numbered 0 to 3"),
         ({"activation_norm_layers": [-1]}, "activation_norm_layers = [-1]: blocks are numbered 0 to 3"),
+        ({"gradient_norm_layers": [0, 4]}, "gradient_norm_layers = [0, 4]: blocks are numbered 0 to 3"),
+        ({"gradient_norm_layers": [1, 1]}, "gradient_norm_layers = [1, 1]: names a block twice"),
         (
             {"shard_samples": False},
             "shard_samples = false: all processes would read the same samples, which is work that counts once; set "
