@@ -1,7 +1,7 @@
 """The gradient norm of single blocks, of the whole gradient of a step, wherever its parts are.
 
-It asks the device for nothing: each rank makes its share of the squares, which are added up with what the step adds up
-over the ranks anyway.
+It asks the device for nothing: each rank makes its share of the squares, and they are added up with what the step
+adds up over the ranks anyway.
 """
 
 import torch

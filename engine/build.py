@@ -55,6 +55,11 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
             f"micro_batch_size = {micro}: must divide the {per_rank} sequences that each of {ranks.data_size} "
             "ranks has in a step"
         )
+    elif config.logging.noise_scale_interval and per_rank == micro:
+        problems.append(
+            f"noise_scale_interval = {config.logging.noise_scale_interval}: compares the micro-batches of a rank, "
+            f"and micro_batch_size = {micro} is all that each of {ranks.data_size} has in a step; make it smaller"
+        )
     if problems:
         raise ConfigError(problems)
 

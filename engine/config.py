@@ -517,6 +517,13 @@ class Logging:
     gradient_norm_layers: tuple[int, ...] = setting(
         (), "blocks whose gradient norm, before clipping, is recorded"
     )
+    noise_scale_interval: int = setting(
+        0,
+        "steps between measurements of the gradient noise scale, from the gradients of a step's micro-batches; each "
+        "costs another forward and backward pass; 0: none",
+        unit="steps",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)

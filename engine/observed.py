@@ -63,6 +63,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
             accumulation=seen.accumulation,
             steps=run.steps_here,
         ),
+        *run.noise.lines(run.first_step, run.steps_taken),
         *run.step.guard.lines(run.steps_taken),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),

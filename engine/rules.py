@@ -220,12 +220,27 @@ def _samples(e) -> list[Check]:
 
 
 def _probes(c) -> list[Check]:
+    noise, accumulates = (
+        c.logging.noise_scale_interval,
+        0 < c.training.micro_batch_size < c.training.batch_size,
+    )
     layers, stride = c.model.layers, c.evaluation.eval_stride
     probed = {
         f"{what}_norm_layers": getattr(c.logging, f"{what}_norm_layers")
         for what in ("activation", "gradient")
     }
     return [
+        (
+            ("noise_scale_interval", "steps"),
+            noise > c.training.steps,
+            f"noise_scale_interval = {noise}: must be ≤ steps = {c.training.steps}",
+        ),
+        (
+            ("noise_scale_interval", "micro_batch_size", "batch_size"),
+            noise > 0 and not accumulates,
+            f"noise_scale_interval = {noise}: compares the micro-batches of a step, and there is one; set "
+            "micro_batch_size to half of batch_size or less",
+        ),
         (
             ("eval_stride", "context"),
             stride > c.model.context,

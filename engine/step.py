@@ -97,6 +97,20 @@ class Step:
             "gradient_norms": sums[probed + 1 :].sqrt(),
         }
 
+    def gradient_norm(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The norm of the gradient of this micro-batch, with those of the other ranks, by itself; no update."""
+        count = parallel.total((targets != IGNORED).sum().float())
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        if self.sums:
+            self.sums.copy()
+        with parallel.synchronise_if(self.model, last=True):
+            self._forward_backward(inputs, targets, scale * self.loss_factor / count)
+        if self.sums:
+            self.sums.exchange()
+        norm = titan.clip_gradients(self.parameters, 0)
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        return norm / scale
+
     def _forward_backward(self, inputs, targets, factor: torch.Tensor) -> torch.Tensor:
         """One micro-batch; return its summed loss and the mean squares of the probed activations."""
         if self.in_cuda_graphs:  # this micro-batch may reuse the last one's memory
@@ -110,7 +124,7 @@ class Step:
         return torch.stack([loss.detach(), *(n.square() for n in norms)])
 
     def _clip(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip the gradients; return, of before, their norm and this rank's share of the squares of the blocks' own."""
+        """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own."""
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
         squares = self.block_norms.squares()

@@ -64,16 +64,6 @@ OTHER_WAYS = {"other_tensor": (2, {**SPLIT, "micro_batch_size": 4})}
 # Gradients that do not go through autograd are exchanged by hand.
 FUSED = {"steps": 10, "precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"}
 SGD = {"steps": 10, "optimizer": "sgd", "lr": 0.1, "epsilon": 1e-8}  # momentum, and no Adam's epsilon
-# A matrix must be whole to be orthogonalised, however it is split; in bf16 a rounding would be seen.
-MUON = {"steps": 10, "optimizer": "muon", "muon_precision": "fp32", "width": 36}
-MUON_WAYS = {
-    "muon_ddp": (2, {}),
-    "muon_fsdp": (2, SHARDED),
-    "muon_hsdp": (4, {**HYBRID, "micro_batch_size": 1}),
-    "muon_tensor": (2, {**SPLIT, "micro_batch_size": 4}),
-    "muon_fsdp_tensor": (4, {**SHARDED, **SPLIT}),
-    "muon_offload": (2, {**SHARDED, "optimizer_offload": True}),
-}
 # Rows with labels, scored in evaluation batches that do not come out even.
 CLASSIFIER = {
     "study": "labelled",
@@ -90,7 +80,6 @@ CLASSIFIER = {
 # Interrupted before the last step, and resumed from the checkpoint before.
 RESUMED = {
     "resumed_fsdp": (2, SHARDED),
-    "resumed_muon": (2, {**SHARDED, "optimizer": "muon"}),
     "resumed_fsdp_tensor": (4, {**SHARDED, **SPLIT}),
 }
 SHORT = {"steps": 4, "eval_interval": 2, "eval_tokens": 100, "checkpoint_interval": 2}
@@ -109,8 +98,6 @@ def plan(lab: Lab) -> list[dict]:
     runs += [run(name, n, {**OTHER, **settings}) for name, (n, settings) in OTHER_WAYS.items()]
     runs += [run("fused", 1, FUSED), run("ddp_fused", 2, FUSED)]
     runs += [run("sgd", 1, SGD), run("sgd_fsdp", 2, {**SGD, **SHARDED})]
-    runs += [run("muon", 1, MUON)]
-    runs += [run(name, n, {**MUON, **settings}) for name, (n, settings) in MUON_WAYS.items()]
     runs += [run("classifier", 1, CLASSIFIER), run("classifier_ddp", 2, CLASSIFIER)]
     runs += [run("classifier_fsdp", 2, {**CLASSIFIER, **SHARDED})]
     runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
@@ -203,15 +190,6 @@ def test_sgd_is_one_fused_kernel_over_shards_too(trained):
     assert_same_numbers(trained.run("sgd"), trained.run("sgd_fsdp"))
     line = ledger(trained.run("sgd_fsdp"))["optimizer_kernel"]
     assert (line["in_effect"], line["agrees"]) == ("fused", True)
-
-
-@pytest.mark.parametrize("way", MUON_WAYS)
-def test_muon_updates_whole_matrices_however_they_are_split(trained, way):
-    run = trained.run(way)
-    assert_same_numbers(trained.run("muon"), run, rel=1e-4)
-    lines = ledger(run)
-    assert [what for what, line in lines.items() if not line["agrees"]] == []
-    assert lines["muon"]["in_effect"] == "8 of 8 matrices of the blocks, in float32"
 
 
 @pytest.mark.parametrize("way", WAYS)
