@@ -16,6 +16,7 @@ import polars as pl
 
 from metrics import statistics
 from metrics.diagnosis import diagnosis
+from metrics.gradients import noise, spreads
 from metrics.measures import METRICS, SPREADING, speed
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
@@ -26,8 +27,9 @@ from metrics.words import number, paired_seeds, percent_change, times
 MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
 MEMORY |= {"optimizer_offload", "gradient_sums"}
 BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
-NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
-NAMES |= {"sample_tokens", "sample_prompt"}
+# Settings that say nothing about how it ran.
+NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers", "gradient_norm_layers"}
+NAMES |= {"sample_tokens", "sample_prompt", "noise_scale_interval"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
 RULE_TOLERANCE = 0.01
 
@@ -51,6 +53,8 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _scaling,
         _time_to_target,
         _sparsity,
+        _noise_scale,
+        _block_norms,
     )
     return tuple(finding for kind in kinds for finding in kind(study))
 
@@ -292,3 +296,13 @@ def _sparsity(study: _Study) -> Iterator[Finding]:
             yield Finding(
                 f"{name} ended with {100 * estimate.mean:.1f}{interval} % of its weights 0; {count}.", (name,)
             )
+
+
+def _noise_scale(study: _Study) -> Iterator[Finding]:
+    """How far a run's batch is from its gradient noise scale, where that was measured."""
+    yield from (Finding(one.words, (one.run,)) for one in noise(study.results) if one.run in study.runs)
+
+
+def _block_norms(study: _Study) -> Iterator[Finding]:
+    """How unlike the gradients of a run's blocks are, at the start and at the end."""
+    yield from (Finding(one.words, (one.run,)) for one in spreads(study.results) if one.run in study.runs)

@@ -32,6 +32,15 @@ METRIC_KEYS = (
     "peak_memory_gib",
     "activation_mib",
 )
+NOISE_COLUMNS = (
+    *COUNT_COLUMNS,
+    "small_batch",
+    "large_batch",
+    "gradient_square",
+    "noise",
+    "noise_scale",
+    "coherence",
+)
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
 # The same of a classifier.
 LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
@@ -91,14 +100,16 @@ class RunSeed:
 class Results:
     """A study with all its runs and seeds, in the study's order.
 
-    Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*) and
-    `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy).
+    Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*,
+    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy) and `noise` (run, seed,
+    NOISE_COLUMNS, of runs that measured it).
     """
 
     study: Study
     runs: tuple[RunSeed, ...]
     steps: pl.DataFrame
     evals: pl.DataFrame
+    noise: pl.DataFrame = field(default_factory=lambda: _concat([], NOISE_COLUMNS))
 
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
@@ -127,7 +138,18 @@ def read(directory: Path) -> Results:
         _rows(directory, one, "evals.csv", LABELLED_EVAL_COLUMNS if one.labelled else EVAL_COLUMNS)
         for one in done
     ]
-    return Results(study, runs, _concat(steps, STEP_COLUMNS), _concat(evals, EVAL_COLUMNS))
+    noise = [
+        _rows(directory, one, "noise_scale.csv", NOISE_COLUMNS)
+        for one in done
+        if one.config.get("noise_scale_interval")
+    ]
+    return Results(
+        study,
+        runs,
+        _concat(steps, STEP_COLUMNS),
+        _concat(evals, EVAL_COLUMNS),
+        _concat(noise, NOISE_COLUMNS),
+    )
 
 
 def _json(path: Path) -> Any:

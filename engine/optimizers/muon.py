@@ -14,7 +14,8 @@ from collections import defaultdict
 
 import torch
 
-from engine.memory import local, with_local
+from engine import split
+from engine.memory import local
 from engine.optimizers.groups import MATRICES
 
 COEFFICIENTS = (
@@ -72,7 +73,7 @@ class Muon(torch.optim.AdamW):
         refused = None if found is None else found.bool()
         wanted = self._wanted(alike, group["momentum"], refused)
         dtype = DTYPES[group["precision"]]
-        whole = torch.stack([_whole(p, n.to(dtype)) for p, n in zip(alike, wanted, strict=True)])
+        whole = torch.stack([split.whole(p, n.to(dtype)) for p, n in zip(alike, wanted, strict=True)])
         del wanted
         made = orthogonal(whole)
         self.made |= dict.fromkeys(alike, made.dtype)
@@ -83,7 +84,7 @@ class Muon(torch.optim.AdamW):
             made = torch.where(refused, 0.0, made)
             decay = torch.where(refused, 1.0, decay)
         own = [local(p) for p in alike]
-        parts = [_part(p, m).to(p.dtype) for p, m in zip(alike, made.unbind(), strict=True)]
+        parts = [split.own_part(p, m).to(p.dtype) for p, m in zip(alike, made.unbind(), strict=True)]
         torch._foreach_mul_(own, decay)
         torch._foreach_add_(own, parts, alpha=-step)
 
@@ -118,22 +119,6 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
     return (x.mT if tall else x).reshape(shape)
-
-
-def _whole(p: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """All of the tensor of which this rank has `part`, split like `p`."""
-    return with_local(p, part).full_tensor() if hasattr(p, "to_local") else part
-
-
-def _part(p: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `whole`, split like `p`; nothing is exchanged."""
-    if not hasattr(p, "to_local"):
-        return whole
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = p.device_mesh
-    everywhere = DTensor.from_local(whole.contiguous(), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(mesh, p.placements).to_local()
 
 
 def lines(settings, optimizer: torch.optim.Optimizer) -> list:
