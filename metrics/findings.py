@@ -17,6 +17,7 @@ import polars as pl
 from metrics import statistics
 from metrics.diagnosis import diagnosis
 from metrics.gradients import noise, spreads
+from metrics.grid_results import sentences
 from metrics.measures import METRICS, SPREADING, speed
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
@@ -55,6 +56,7 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _sparsity,
         _noise_scale,
         _block_norms,
+        _grids,
     )
     return tuple(finding for kind in kinds for finding in kind(study))
 
@@ -169,7 +171,7 @@ def _batch_multiplier(study: _Study) -> Iterator[Finding]:
 
 def _lr_rule(study: _Study) -> Iterator[Finding]:
     """Whether runs of another batch size than the baseline's scaled the learning rate, and by which rule."""
-    if study.baseline not in study.runs:
+    if study.baseline not in study.runs or study.results.study.grid:  # a grid has many, and its own sentences
         return
     batch, lr = (study.setting(study.baseline, name) for name in ("batch_size", "lr"))
     for name in study.runs:
@@ -227,7 +229,7 @@ def _time_to_target(study: _Study) -> Iterator[Finding]:
 
     The other is the baseline, and of runs whose scaling is declared also their reference.
     """
-    pairs = [(name, study.baseline) for name in study.runs]
+    pairs = [] if study.results.study.grid else [(name, study.baseline) for name in study.runs]
     pairs += [(run, declared["reference"]) for run, declared in study.results.study.scaling.items()]
     for name, other in dict.fromkeys(pairs):
         if name != other and name in study.runs and other in study.runs:
@@ -306,3 +308,8 @@ def _noise_scale(study: _Study) -> Iterator[Finding]:
 def _block_norms(study: _Study) -> Iterator[Finding]:
     """How unlike the gradients of a run's blocks are, at the start and at the end."""
     yield from (Finding(one.words, (one.run,)) for one in spreads(study.results) if one.run in study.runs)
+
+
+def _grids(study: _Study) -> Iterator[Finding]:
+    """The stable range and the best place of each of the study's grids."""
+    yield from (Finding(text, runs) for text, runs in sentences(study.summary))

@@ -71,6 +71,11 @@ class Study:
     frozen: tuple[str, ...] = ()  # settings that no run may change
     scaling: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> its reference and the kind
     criteria: tuple[dict[str, Any], ...] = ()  # run, measure, at_least, at_most
+    hypothesis: str = ""
+    falsified_by: dict[str, Any] = field(default_factory=dict)  # says, and when: a list of conditions
+    budget: int = 0  # of the axis, for each run; 0: not said
+    grid: dict[str, Any] = field(default_factory=dict)  # of metrics.grids
+    chosen_from: dict[str, Any] = field(default_factory=dict)  # study, metric, seeds that chose the runs
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,9 @@ def _study(path: Path) -> Study:
         raise ResultsError(f"{path}: axis must be one of {', '.join(AXES)}, got {axis!r}")
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
     more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
+    more |= {key: raw[key] for key in ("hypothesis", "budget", "grid", "chosen_from") if key in raw}
+    against = raw.get("falsified_by") or {}
+    more["falsified_by"] = {"says": against} if isinstance(against, str) else against
     frozen = tuple(raw.get("frozen", ()))
     return Study(name=raw["study"], seeds=tuple(raw["seeds"]), axis=axis, frozen=frozen, **values, **more)
 

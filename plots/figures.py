@@ -9,12 +9,13 @@ import polars as pl
 from metrics import gradients
 from metrics.epochs import epoch_bars, mean_epochs
 from metrics.frames import bars, curves
+from metrics.grid_results import grid_frame
 from metrics.measures import METRICS, speed
 from metrics.scaling import scaling_points
 from metrics.summary import Summary
 from metrics.trade_offs import trade_offs
 from metrics.words import short
-from plots import charts, gradient_charts, scaling_charts
+from plots import charts, gradient_charts, grid_charts, scaling_charts
 from plots.svg import svg
 
 BARS = ("peak_memory_gib", "activation_mib")
@@ -31,6 +32,7 @@ FRONTIER = (
 NOISE = (
     "Single measurements scatter, and may be negative, which a logarithmic axis leaves out: see the findings."
 )
+GRID = "Means over seeds; × marks a cell whose runs diverged, a frame the best."
 EPOCH = "What one pass over the training rows takes. Says nothing of scaling: that is measured in samples a second."
 SCALING = (
     "Different samples a second, against the declared run in one process; 95 % intervals over paired seeds."
@@ -103,6 +105,7 @@ def _comparisons(summary: Summary) -> list[Drawn]:
         title = "Time of an epoch, mean and 95 % interval"
         axis = _better("seconds of training", "lower")
         drawn.append(Drawn("epoch_seconds", title, charts.costs(seconds, title, axis, runs), EPOCH))
+    drawn += _grids(summary)
     frame = trade_offs(summary)
     if frame.height > 1:
         title = f"{_capital(metric.label)}, speed and memory"
@@ -110,6 +113,19 @@ def _comparisons(summary: Summary) -> list[Drawn]:
         area = "Area of a circle: peak memory. " if frame["memory"].null_count() == 0 else ""
         chart = charts.trade_off(frame, title, axes, runs)
         drawn.append(Drawn("trade_off", title, chart, f"{area}{FRONTIER}"))
+    return drawn
+
+
+def _grids(summary: Summary) -> list[Drawn]:
+    """A heat map a grid, of the study's metric."""
+    frame, metric = grid_frame(summary), summary.metric
+    drawn = []
+    for name in frame["grid"].unique(maintain_order=True):
+        own = frame.filter(pl.col("grid") == name)
+        axes = " × ".join(axis for axis in (own["x_axis"][0], own["y_axis"][0]) if axis)
+        title = f"{_capital(metric.label)}: {axes}, {name}"
+        chart = grid_charts.heat_map(own, title, metric.axis, higher=metric.better == "higher")
+        drawn.append(Drawn(f"grid_{name}", title, chart, GRID))
     return drawn
 
 

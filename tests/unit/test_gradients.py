@@ -53,7 +53,9 @@ def test_how_far_apart_blocks_are_at_the_start_and_at_the_end(tmp_path):
         "adamw": (pytest.approx(24), pytest.approx(6), 3),
         "sgd": (pytest.approx(16), pytest.approx(4), 3),
     }
-    said = "sgd: the largest gradient norm of a block was 16.0 × the smallest in the first tenth of the steps, "
+    said = (
+        "sgd: the largest gradient norm of a block was 16.0 × the smallest in the first tenth of the steps, "
+    )
     assert f"{said}4.00 × in the last; 3 seeds." in words(tmp_path / "results/quickstart")
 
 
