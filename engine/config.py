@@ -180,7 +180,6 @@ class Model:
         "probability that a training token's embedding is left out",
         at_least=0,
         below=1,
-        only_if={"model": ("classifier",)},
     )
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from plots.charts import FIT, FONT, WIDTH, Chart, look
 
 CELL = 44  # pixels: height of a cell
-LOST = "#444444"  # fill of a cell in which every seed diverged
+LOST, PART = "#444444", "#999999"  # fills of cells in which every seed diverged, and in which some did
 
 
 def heat_map(frame: pl.DataFrame, title: str, axis: str, *, higher: bool = False) -> Chart:
@@ -25,7 +25,6 @@ def heat_map(frame: pl.DataFrame, title: str, axis: str, *, higher: bool = False
     """
     rows = frame.with_columns(
         pl.when(pl.col("value").is_finite()).then("value").alias("value"),
-        pl.when((pl.col("diverged") > 0) & (pl.col("seeds") == 0)).then(1).otherwise(0).alias("lost"),
     )
     x_axis, y_axis = rows["x_axis"][0], rows["y_axis"][0]
     base = alt.Chart(rows).encode(
@@ -39,8 +38,10 @@ def heat_map(frame: pl.DataFrame, title: str, axis: str, *, higher: bool = False
         scale=alt.Scale(scheme="viridis", reverse=higher, zero=False),
         legend=alt.Legend(orient="bottom", gradientLength=WIDTH // 2, titleLimit=WIDTH),
     )
-    found = base.transform_filter("isValid(datum.value)").mark_rect().encode(color=colour)
-    lost = base.transform_filter("datum.lost > 0").mark_rect(fill=LOST)
+    # Of a cell in which some seeds diverged the mean of the others is said, and has no colour: it would win.
+    found = base.transform_filter("datum.diverged == 0 && isValid(datum.value)").mark_rect()
+    lost = base.transform_filter("datum.diverged > 0").mark_rect()
+    lost = lost.encode(fill=alt.condition("datum.seeds == 0", alt.value(LOST), alt.value(PART)))
     winner = base.transform_filter("datum.best === 'yes'").mark_rect(
         fillOpacity=0, stroke="#D55E00", strokeWidth=3
     )
@@ -48,5 +49,5 @@ def heat_map(frame: pl.DataFrame, title: str, axis: str, *, higher: bool = False
         text="text:N"
     )
     words = base.mark_text(fontSize=FONT, color="#222222").encode(text="text:N")
-    layers = alt.layer(found, lost, winner, halo, words)
+    layers = alt.layer(found.encode(color=colour), lost, winner, halo, words)
     return look(layers.properties(width=WIDTH, height=alt.Step(CELL), autosize=FIT), title)

@@ -30,7 +30,10 @@ def budget_problems(study: dict, amount: int) -> Iterator[str]:
     if type(wanted) is not int or wanted < 0:
         yield f"budget = {wanted!r}: must be a whole number of {unit}, what each run has of the axis; 0: not said"
     elif wanted and amount and wanted != amount:
-        yield f"budget = {wanted:,}: the baseline {study['baseline']} is given {amount:,} {unit}"
+        yield (
+            f"budget = {wanted:,}: the baseline {study['baseline']} is given {amount:,} {unit}; change its steps, or "
+            "the budget (0: not said)"
+        )
 
 
 def _hypothesis_problems(study: dict) -> Iterator[str]:
