@@ -34,13 +34,17 @@ def test_the_comparison_of_optimizers_ends_in_a_conclusion(sandbox):
     assert {f"train@1-{name}" for name in ("sgd", "adam", "adamw", "muon")} <= ran(output)
     said = " ".join(output.split())
     assert "Hypothesis: Muon ends lower than AdamW" in said and "Falsified by: Muon is worse" in said
-    assert "256 tokens a run; 4 runs × 1 seeds" in said and "runs not chosen by rows yet: a first guess" in said
+    assert (
+        "256 tokens a run; 4 runs × 1 seeds" in said and "runs not chosen by rows yet: a first guess" in said
+    )
     # One seed is no verdict, and what has no verdict decides nothing.
     assert "The hypothesis is undecided: muon against adamw: no verdict" in said
     results, report = (sandbox.path / place / "wikitext2_optimizers" for place in ("results", "reports"))
     ledger = json.loads((results / "muon-1/ledger.json").read_text())["entries"]
     assert all(line["agrees"] for line in ledger)
-    assert "matrices of the blocks, in bfloat16" in next(x["in_effect"] for x in ledger if x["what"] == "muon")
+    assert "matrices of the blocks, in bfloat16" in next(
+        x["in_effect"] for x in ledger if x["what"] == "muon"
+    )
     assert "Gradient norm" in (report / "report.html").read_text()
 
 
