@@ -186,7 +186,7 @@ class Model:
 @dataclass(frozen=True)
 class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
-    lr: float = setting(1e-3, "peak learning rate; of muon, that of its AdamW", above=0)
+    lr: float = setting(1e-3, "peak learning rate", above=0)
     lr_rule: str = setting(
         "none",
         "how lr follows the batch size: times batch_size / lr_batch_size (linear), its square root (sqrt), or not",
@@ -222,7 +222,10 @@ class Optimizer:
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1, only_if={"optimizer": ("sgd",)})
     muon_lr: float = setting(
-        0.02, "peak learning rate of the blocks' matrices", above=0, only_if={"optimizer": ("muon",)}
+        0.02,
+        "peak learning rate of the blocks' matrices; of the rest it is lr",
+        above=0,
+        only_if={"optimizer": ("muon",)},
     )
     muon_momentum: float = setting(
         0.95,
