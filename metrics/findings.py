@@ -28,11 +28,11 @@ from metrics.words import number, paired_seeds, percent_change, times
 MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
 MEMORY |= {"optimizer_offload", "gradient_sums"}
 BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
-# Settings that say nothing about how it ran.
-NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers", "gradient_norm_layers"}
-NAMES |= {"sample_tokens", "sample_prompt", "noise_scale_interval"}
+NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
+NAMES |= {"sample_tokens", "sample_prompt"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
 RULE_TOLERANCE = 0.01
+NAMES |= {"gradient_norm_layers", "noise_scale_interval"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _block_norms,
         _grids,
     )
-    return tuple(finding for kind in kinds for finding in kind(study))
+    # A grid has many runs, and sentences of its own.
+    left_out = (_lr_rule, _time_to_target) if study.results.study.grid else ()
+    return tuple(finding for kind in kinds if kind not in left_out for finding in kind(study))
 
 
 class _Study:
@@ -171,7 +173,7 @@ def _batch_multiplier(study: _Study) -> Iterator[Finding]:
 
 def _lr_rule(study: _Study) -> Iterator[Finding]:
     """Whether runs of another batch size than the baseline's scaled the learning rate, and by which rule."""
-    if study.baseline not in study.runs or study.results.study.grid:  # a grid has many, and its own sentences
+    if study.baseline not in study.runs:
         return
     batch, lr = (study.setting(study.baseline, name) for name in ("batch_size", "lr"))
     for name in study.runs:
@@ -229,7 +231,7 @@ def _time_to_target(study: _Study) -> Iterator[Finding]:
 
     The other is the baseline, and of runs whose scaling is declared also their reference.
     """
-    pairs = [] if study.results.study.grid else [(name, study.baseline) for name in study.runs]
+    pairs = [(name, study.baseline) for name in study.runs]
     pairs += [(run, declared["reference"]) for run, declared in study.results.study.scaling.items()]
     for name, other in dict.fromkeys(pairs):
         if name != other and name in study.runs and other in study.runs:
