@@ -18,8 +18,7 @@ from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
 from engine.models.attention import kernel_problems, select_attention
 from engine.offload import offload
-from engine.optimizers import OPTIMIZERS
-from engine.optimizers.groups import decay_groups
+from engine.optimizers import OPTIMIZERS, groups
 from engine.step import AUTOCAST
 
 
@@ -56,6 +55,11 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
             f"micro_batch_size = {micro}: must divide the {per_rank} sequences that each of {ranks.data_size} "
             "ranks has in a step"
         )
+    elif config.logging.noise_scale_interval and per_rank == micro:
+        problems.append(
+            f"noise_scale_interval = {config.logging.noise_scale_interval}: compares the micro-batches of a rank, "
+            f"and micro_batch_size = {micro} is all that each of {ranks.data_size} has in a step; make it smaller"
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -88,7 +92,7 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, cla
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The run's optimizer over its decay groups."""
+    """The run's optimizer over its parameter groups."""
     build = importlib.import_module(OPTIMIZERS[config.optimizer.optimizer]).build
-    optimizer = build(decay_groups(model, config.optimizer.weight_decay), config.optimizer)
+    optimizer = build(groups.of(model, config.optimizer), config.optimizer)
     return offload(optimizer) if config.optimizer.optimizer_offload else optimizer

@@ -27,6 +27,7 @@ ROWS = (
     "evals.csv",
     "events.jsonl",
     "samples.jsonl",
+    "noise_scale.csv",
 )  # what the run directory must hold again after a restart
 
 

@@ -199,7 +199,6 @@ class Model:
         "probability that a training token's embedding is left out",
         at_least=0,
         below=1,
-        only_if={"model": ("classifier",)},
     )
 
 
@@ -225,22 +224,47 @@ class Optimizer:
         "decay of the first moment",
         at_least=0,
         below=1,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
     )
     beta2: float = setting(
         0.95,
         "decay of the second moment",
         at_least=0,
         below=1,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
     )
     epsilon: float = setting(
         1e-8,
         "added to the root of the second moment",
         above=0,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit")},
+        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1, only_if={"optimizer": ("sgd",)})
+    muon_lr: float = setting(
+        0.02,
+        "peak learning rate of the blocks' matrices; of the rest it is lr",
+        above=0,
+        only_if={"optimizer": ("muon",)},
+    )
+    muon_momentum: float = setting(
+        0.95,
+        "Nesterov momentum of the blocks' matrices",
+        at_least=0,
+        below=1,
+        only_if={"optimizer": ("muon",)},
+    )
+    muon_weight_decay: float = setting(
+        0.01,
+        "weight decay of the blocks' matrices, of which muon_lr times this is taken a step",
+        at_least=0,
+        only_if={"optimizer": ("muon",)},
+    )
+    muon_precision: str = setting(
+        "bf16",
+        "dtype of the products that orthogonalise an update",
+        choices=("bf16", "fp32"),
+        only_if={"optimizer": ("muon",)},
+    )
     nesterov: bool = setting(False, "Nesterov momentum", only_if={"optimizer": ("sgd",)})
     optimizer_fallback: str = setting(
         "none",
@@ -548,6 +572,16 @@ class Saving:
 class Logging:
     log_interval: int = setting(10, "steps between progress lines", unit="steps", at_least=1)
     activation_norm_layers: tuple[int, ...] = setting((), "blocks whose output norm (RMS) is recorded")
+    gradient_norm_layers: tuple[int, ...] = setting(
+        (), "blocks whose gradient norm, before clipping, is recorded"
+    )
+    noise_scale_interval: int = setting(
+        0,
+        "steps between measurements of the gradient noise scale, from the gradients of a step's micro-batches; each "
+        "costs another forward and backward pass; 0: none",
+        unit="steps",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)

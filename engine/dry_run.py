@@ -25,8 +25,7 @@ from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
 from engine.offload import offload, to_host
-from engine.optimizers import LIBRARIES, OPTIMIZERS, is_installed
-from engine.optimizers.groups import decay_groups
+from engine.optimizers import LIBRARIES, OPTIMIZERS, groups, is_installed
 from engine.step import AUTOCAST
 from engine.tape import Tape, Trace
 
@@ -114,13 +113,13 @@ class DryRun:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.config.optimizer
-        groups = decay_groups(self.model, settings.weight_decay)
+        own = groups.of(self.model, settings)
         if settings.optimizer == "adamw8bit" and (
             settings.optimizer_fallback == "none" or is_installed(LIBRARIES["adamw8bit"])
         ):
-            optimizer = EightBit(groups)
+            optimizer = EightBit(own)
         else:
-            optimizer = importlib.import_module(OPTIMIZERS[settings.optimizer]).build(groups, settings)
+            optimizer = importlib.import_module(OPTIMIZERS[settings.optimizer]).build(own, settings)
         if settings.optimizer_offload:
             offload(optimizer, to_host=self._to_host if self.on_gpu else to_host, to_device=_copied)
         return optimizer

@@ -152,6 +152,10 @@ class GradientSums:
     def refresh(self) -> None:
         """Copy the weights: at the start of every step."""
         self.steps += 1
+        self.copy()
+
+    def copy(self) -> None:
+        """Copy the weights as they are now."""
         torch._foreach_copy_(*map(list, zip(*self._copies, strict=True)))
 
     def exchange(self) -> None:

@@ -63,6 +63,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
             accumulation=seen.accumulation,
             steps=run.steps_here,
         ),
+        *run.noise.lines(run.first_step, run.steps_taken),
         *run.step.guard.lines(run.steps_taken),
         *float8.lines(model, config.training.float8),
         *attention(config, seen),
@@ -104,7 +105,9 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
     """What the optimizer's groups had at the newest step, against the schedule and what lr_rule makes of lr."""
     o, b, peak = config.optimizer, config.training.batch_size, config.peak_lr
     scale = schedule.of_step(config.schedule, steps_taken - 1, config.training.steps)
-    found = [group["lr"] for group in optimizer.param_groups]
+    factor = {"matrices": o.muon_lr / o.lr} if o.optimizer == "muon" else {}
+    found = [group["lr"] / factor.get(group["name"], 1.0) for group in optimizer.param_groups]
+    more = "".join(f"; times {f:g} in the group {name}" for name, f in factor.items())
     rule = (
         f" = {o.lr:g} × {'√' * (o.lr_rule == 'sqrt')}({b} / {o.lr_batch_size})" if o.lr_rule != "none" else ""
     )
@@ -112,7 +115,7 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
         "lr",
         f"{peak:g}{rule}",
         " and ".join(sorted({f"{lr / scale:g}" if scale else f"{lr:g} × 0" for lr in found})),
-        f"param_groups at step {steps_taken - 1}, where the schedule has {scale:g} of its peak",
+        f"param_groups at step {steps_taken - 1}, where the schedule has {scale:g} of its peak{more}",
         all(math.isclose(lr, peak * scale, rel_tol=1e-9) for lr in found),
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from engine.memory import local
+from engine.split import with_local
 
 CHUNK_BYTES = 256 * 2**20  # of state on the device at a time; a tensor with more is a chunk of its own
 BYTES_A_PARAMETER = 8  # two fp32 moments: the most that an optimizer here keeps
@@ -112,11 +113,11 @@ class Offload:
     def _fetch(self, parameters: list) -> None:
         for state, name, key, value in self._entries(parameters):
             self._buffers[name] = local(value)
-            state[key] = _with_local(value, self._to_device(local(value), local(name[0]).device))
+            state[key] = with_local(value, self._to_device(local(value), local(name[0]).device))
 
     def _store(self, parameters: list) -> None:
         for state, name, key, value in self._entries(parameters):
-            state[key] = _with_local(value, self._to_host(local(value), self._buffers.pop(name, None)))
+            state[key] = with_local(value, self._to_host(local(value), self._buffers.pop(name, None)))
 
     def _count(self, parameters: list) -> None:
         self.chunks += 1
@@ -128,8 +129,3 @@ class Offload:
         device = local(self._optimizer.param_groups[0]["params"][0]).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def _with_local(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """`part`, as this rank's part of a sharded tensor if `tensor` is one."""
-    return type(tensor)(part, tensor._spec, requires_grad=False) if hasattr(tensor, "to_local") else part

@@ -13,7 +13,8 @@ def diverged(run, end: Diverged) -> None:
     run.write_ledger()
     if run.ranks.is_first:
         run.recorder.flush()
-        for table in (run.recorder.table, run.evals):
+        run.noise.write(run.directory)
+        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory)):
             table.cut(end.step)
         rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}
@@ -34,6 +35,7 @@ def complete(run) -> None:
     with run.average.in_place():
         _save_model(run)
     if run.ranks.is_first:
+        run.noise.write(run.directory)
         metrics = _summary(run, data_order)
     run.ledger += scaling.probe(run)
     if run.ranks.is_first:

@@ -71,6 +71,7 @@ class Recorder:
         targets_per_sample: int,
         context: int,
         norm_layers: tuple[int, ...],
+        gradient_layers: tuple[int, ...] = (),
         sees_memory: bool = True,
     ):
         """targets_per_sample, context: targets and tokens of one sample; a step's targets are what is counted.
@@ -81,6 +82,7 @@ class Recorder:
         self.distinct_share = 1.0  # of the samples that all ranks drew
         self._sees_memory = sees_memory and device.type == "cuda"
         self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
+        self.norm_columns += [f"gradient_norm_{i}" for i in gradient_layers]
         columns = [
             "step",
             "tokens_seen",
@@ -115,7 +117,8 @@ class Recorder:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
         names = ("train_loss", "grad_norm", "targets")
-        values = torch.cat([torch.stack([measured[n] for n in names]), measured["activation_norms"]])
+        norms = measured["activation_norms"], measured["gradient_norms"]
+        values = torch.cat([torch.stack([measured[n] for n in names]), *norms])
         if self.device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
         stop = self.clock.now()

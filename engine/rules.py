@@ -265,17 +265,43 @@ def _samples(e) -> list[Check]:
 
 
 def _probes(c) -> list[Check]:
-    layers, stride, probed = c.model.layers, c.evaluation.eval_stride, c.logging.activation_norm_layers
+    noise, accumulates = (
+        c.logging.noise_scale_interval,
+        0 < c.training.micro_batch_size < c.training.batch_size,
+    )
+    layers, stride = c.model.layers, c.evaluation.eval_stride
+    probed = {
+        f"{what}_norm_layers": getattr(c.logging, f"{what}_norm_layers")
+        for what in ("activation", "gradient")
+    }
     return [
+        (
+            ("noise_scale_interval", "steps"),
+            noise > c.training.steps,
+            f"noise_scale_interval = {noise}: must be ≤ steps = {c.training.steps}",
+        ),
+        (
+            ("noise_scale_interval", "micro_batch_size", "batch_size"),
+            noise > 0 and not accumulates,
+            f"noise_scale_interval = {noise}: compares the micro-batches of a step, and there is one; set "
+            "micro_batch_size to half of batch_size or less",
+        ),
         (
             ("eval_stride", "context"),
             stride > c.model.context,
             f"eval_stride = {stride}: must be ≤ context = {c.model.context}",
         ),
-        (
-            ("activation_norm_layers", "layers"),
-            any(not 0 <= layer < layers for layer in probed),
-            f"activation_norm_layers = {list(probed)}: blocks are numbered 0 to {layers - 1}",
+        *(
+            (
+                (name, "layers"),
+                any(not 0 <= block < layers for block in blocks),
+                f"{name} = {list(blocks)}: blocks are numbered 0 to {layers - 1}",
+            )
+            for name, blocks in probed.items()
+        ),
+        *(
+            ((name,), len(set(blocks)) < len(blocks), f"{name} = {list(blocks)}: names a block twice")
+            for name, blocks in probed.items()
         ),
     ]
 

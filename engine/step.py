@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from engine import parallel, titan
+from engine.block_norms import BlockNorms
 from engine.config import Guards, Schedule, Training
 from engine.data.batches import IGNORED
 from engine.guards import Guard, step_unless
@@ -29,6 +30,7 @@ class Step:
         lr: float,
         guards: Guards = Guards(),  # noqa: B008  frozen
         keep_gradients: bool = False,
+        gradient_norm_layers: tuple[int, ...] = (),
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
@@ -43,6 +45,7 @@ class Step:
             LossScale(training.loss_scale, ranks.device) if training.precision == "fp16" else None
         )
         self.guard = Guard(guards, ranks.device, scaled=training.precision == "fp16")
+        self.block_norms = BlockNorms(parallel.unwrapped(model), gradient_norm_layers, ranks)
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
 
     @property
@@ -51,10 +54,10 @@ class Step:
         return {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
 
     def set_lr(self, step: int) -> float:
-        """Set every group's learning rate for `step`; return it."""
+        """Set every group's learning rate for `step`; return that of groups without a factor of their own."""
         scale = of_step(self.schedule, step, self.training.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * scale
+            group["lr"] = self.lr * scale * group.get("lr_factor", 1.0)
         return self.lr * scale
 
     def __call__(self, step: int, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:
@@ -78,10 +81,11 @@ class Step:
         if self.sums:
             self.sums.exchange()
         with part("optimizer"):
-            grad_norm = self._clip()
+            grad_norm, squares = self._clip()
             # Summed too, so that all ranks come to one verdict even where one rank's own norm is not finite.
-            sums = parallel.total(torch.cat([sums, grad_norm[None]]))
-            loss, grad_norm = sums[0] / count, sums[-1] / self.ranks.data_size
+            probed = len(sums)
+            sums = parallel.total(torch.cat([sums, grad_norm[None], squares]))
+            loss, grad_norm = sums[0] / count, sums[probed] / self.ranks.data_size
             self._update(step, loss, grad_norm)
         forwards = len(micro_batches) * self.ranks.data_size
         return {
@@ -89,8 +93,23 @@ class Step:
             "train_loss": loss,
             "grad_norm": grad_norm,
             "targets": count,
-            "activation_norms": (sums[1:-1] / forwards).sqrt(),
+            "activation_norms": (sums[1:probed] / forwards).sqrt(),
+            "gradient_norms": sums[probed + 1 :].sqrt(),
         }
+
+    def gradient_norm(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The norm of the gradient of this micro-batch, with those of the other ranks, by itself; no update."""
+        count = parallel.total((targets != IGNORED).sum().float())
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        if self.sums:
+            self.sums.copy()
+        with parallel.synchronise_if(self.model, last=True):
+            self._forward_backward(inputs, targets, scale * self.loss_factor / count)
+        if self.sums:
+            self.sums.exchange()
+        norm = titan.clip_gradients(self.parameters, 0)
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        return norm / scale
 
     def _forward_backward(self, inputs, targets, factor: torch.Tensor) -> torch.Tensor:
         """One micro-batch; return its summed loss and the mean squares of the probed activations."""
@@ -104,11 +123,12 @@ class Step:
             loss.backward()
         return torch.stack([loss.detach(), *(n.square() for n in norms)])
 
-    def _clip(self) -> torch.Tensor:
-        """Clip the gradients; return their norm before clipping."""
+    def _clip(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own."""
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
-        return titan.clip_gradients(self.parameters, self.training.clip_norm)
+        squares = self.block_norms.squares()
+        return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
 
     def _update(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Apply the gradients, unless the guard is against it, and clear them."""

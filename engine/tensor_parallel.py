@@ -36,6 +36,11 @@ def check(config: Config) -> list[str]:
             "different random streams; use 0",
         ),
         (
+            m.token_dropout > 0,
+            f"token_dropout = {m.token_dropout}: not supported {with_it}, where every rank would leave out others; "
+            "use 0",
+        ),
+        (
             hidden % size,
             f"activation = {m.activation!r}: its {hidden} inner features must be a multiple of tensor_parallel = "
             f"{size}; use another width or activation",

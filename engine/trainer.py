@@ -33,6 +33,7 @@ from engine.environment import describe
 from engine.guards import Diverged
 from engine.ledger import as_dict
 from engine.memory import StepMemory
+from engine.noise_scale import NoiseScale
 from engine.operations import Operations
 from engine.profiling import Profiler, part
 from engine.samples import Sampler
@@ -92,8 +93,10 @@ class Trainer:
             lr=config.peak_lr,
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
+            gradient_norm_layers=config.logging.gradient_norm_layers,
         )
         self.average = averaging.Average(self.model, t.average_decay)
+        self.noise = NoiseScale(self.step, config.logging.noise_scale_interval, t.batch_size)
         self.memory = StepMemory(
             parallel.unwrapped(self.model),
             self.optimizer,
@@ -102,6 +105,7 @@ class Trainer:
             held=self.average.held,
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
+        self.seconds |= {"noise_scale_seconds": 0.0} if self.noise.interval else {}
         self.eval_peak_bytes: int | None = None
         self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
         self.evaluations = 0  # in this process
@@ -228,6 +232,7 @@ class Trainer:
                 targets_per_sample=self.task.targets_per_sample(self.config),
                 context=self.config.model.context,
                 norm_layers=self.config.logging.activation_norm_layers,
+                gradient_layers=self.config.logging.gradient_norm_layers,
                 sees_memory=not compiling.keeps_gradients(self.config.compile),
             )
         return done
@@ -267,6 +272,10 @@ class Trainer:
         self.curriculum.add(batch.step, batch.inputs.numpy())
         is_measured = batch.step == self.measured_step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
+        squares = None
+        if self.noise.due(batch.step):
+            with self._timed("noise_scale_seconds"):
+                squares = self.noise.squares(micro_batches)
         measured = (
             self._measured_step(batch, micro_batches)
             if is_measured
@@ -274,6 +283,8 @@ class Trainer:
         )
         self.shards.drawn.add(batch.step, batch.sample_ids)
         self.waits.append(batch.wait_seconds)
+        if squares is not None:
+            self.noise.add(batch.step, self.tokens_seen(batch.step), squares, measured["grad_norm"])
         if self.ranks.is_first:
             self.recorder.add(batch.step, measured, data_wait_seconds=batch.wait_seconds)
             if is_measured:
@@ -375,4 +386,5 @@ class Trainer:
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
             self.recorder.flush()
+            self.noise.write(self.directory)
         self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.stateful)

@@ -16,6 +16,8 @@ import polars as pl
 
 from metrics import statistics
 from metrics.diagnosis import diagnosis
+from metrics.gradients import noise, spreads
+from metrics.grid_results import sentences
 from metrics.measures import METRICS, SPREADING, speed
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
@@ -31,6 +33,7 @@ NAMES |= {"sample_tokens", "sample_prompt"}
 LR_MEANS_ANOTHER_THING = {"optimizer", "model", "layers", "heads", "width", "mlp_width", "context"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
 RULE_TOLERANCE = 0.01
+NAMES |= {"gradient_norm_layers", "noise_scale_interval"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,13 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _scaling,
         _time_to_target,
         _sparsity,
+        _noise_scale,
+        _block_norms,
+        _grids,
     )
-    return tuple(finding for kind in kinds for finding in kind(study))
+    # A grid has many runs, and sentences of its own.
+    left_out = (_lr_rule, _time_to_target) if study.results.study.grid else ()
+    return tuple(finding for kind in kinds if kind not in left_out for finding in kind(study))
 
 
 class _Study:
@@ -304,3 +312,18 @@ def _sparsity(study: _Study) -> Iterator[Finding]:
             yield Finding(
                 f"{name} ended with {100 * estimate.mean:.1f}{interval} % of its weights 0; {count}.", (name,)
             )
+
+
+def _noise_scale(study: _Study) -> Iterator[Finding]:
+    """How far a run's batch is from its gradient noise scale, where that was measured."""
+    yield from (Finding(one.words, (one.run,)) for one in noise(study.results) if one.run in study.runs)
+
+
+def _block_norms(study: _Study) -> Iterator[Finding]:
+    """How unlike the gradients of a run's blocks are, at the start and at the end."""
+    yield from (Finding(one.words, (one.run,)) for one in spreads(study.results) if one.run in study.runs)
+
+
+def _grids(study: _Study) -> Iterator[Finding]:
+    """The stable range and the best place of each of the study's grids."""
+    yield from (Finding(text, runs) for text, runs in sentences(study.summary))

@@ -114,6 +114,9 @@ KINDS = {  # of scaling: what stays the same with more processes
     "strong": "the same batch_size",
     "weak": "the same batch_size for each process",
 }
+# Of a condition that would falsify a study's hypothesis, and the verdicts that it may name.
+CONDITION_KEYS = ("run", "verdict", "measure", "against", "at_least", "at_most")
+DECIDED = ("better", "worse", "identical", "inconclusive", "diverged")
 SCALING_MEASURES = ("speedup", "efficiency")  # of a run against the reference that its study declares
 
 

@@ -32,6 +32,15 @@ METRIC_KEYS = (
     "peak_memory_gib",
     "activation_mib",
 )
+NOISE_COLUMNS = (
+    *COUNT_COLUMNS,
+    "small_batch",
+    "large_batch",
+    "gradient_square",
+    "noise",
+    "noise_scale",
+    "coherence",
+)
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
 # The same of a classifier.
 LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
@@ -62,6 +71,11 @@ class Study:
     frozen: tuple[str, ...] = ()  # settings that no run may change
     scaling: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> its reference and the kind
     criteria: tuple[dict[str, Any], ...] = ()  # run, measure, at_least, at_most
+    hypothesis: str = ""
+    falsified_by: dict[str, Any] = field(default_factory=dict)  # says, and when: a list of conditions
+    budget: int = 0  # of the axis, for each run; 0: not said
+    grid: dict[str, Any] = field(default_factory=dict)  # of metrics.grids
+    chosen_from: dict[str, Any] = field(default_factory=dict)  # study, metric, seeds that chose the runs
 
 
 @dataclass(frozen=True)
@@ -91,14 +105,16 @@ class RunSeed:
 class Results:
     """A study with all its runs and seeds, in the study's order.
 
-    Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*) and
-    `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy).
+    Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*,
+    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy) and `noise` (run, seed,
+    NOISE_COLUMNS, of runs that measured it).
     """
 
     study: Study
     runs: tuple[RunSeed, ...]
     steps: pl.DataFrame
     evals: pl.DataFrame
+    noise: pl.DataFrame = field(default_factory=lambda: _concat([], NOISE_COLUMNS))
 
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
@@ -127,7 +143,18 @@ def read(directory: Path) -> Results:
         _rows(directory, one, "evals.csv", LABELLED_EVAL_COLUMNS if one.labelled else EVAL_COLUMNS)
         for one in done
     ]
-    return Results(study, runs, _concat(steps, STEP_COLUMNS), _concat(evals, EVAL_COLUMNS))
+    noise = [
+        _rows(directory, one, "noise_scale.csv", NOISE_COLUMNS)
+        for one in done
+        if one.config.get("noise_scale_interval")
+    ]
+    return Results(
+        study,
+        runs,
+        _concat(steps, STEP_COLUMNS),
+        _concat(evals, EVAL_COLUMNS),
+        _concat(noise, NOISE_COLUMNS),
+    )
 
 
 def _json(path: Path) -> Any:
@@ -159,6 +186,9 @@ def _study(path: Path) -> Study:
         raise ResultsError(f"{path}: axis must be one of {', '.join(AXES)}, got {axis!r}")
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
     more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
+    more |= {key: raw[key] for key in ("hypothesis", "budget", "grid", "chosen_from") if key in raw}
+    against = raw.get("falsified_by") or {}
+    more["falsified_by"] = {"says": against} if isinstance(against, str) else against
     frozen = tuple(raw.get("frozen", ()))
     return Study(name=raw["study"], seeds=tuple(raw["seeds"]), axis=axis, frozen=frozen, **values, **more)
 

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from metrics import gradients
 from metrics.epochs import epoch_bars, mean_epochs
 from metrics.frames import bars, curves
+from metrics.grid_results import grid_frame
 from metrics.measures import METRICS, speed
 from metrics.scaling import scaling_points
 from metrics.summary import Summary
 from metrics.trade_offs import trade_offs
-from plots import charts, scaling_charts
+from metrics.words import short
+from plots import charts, gradient_charts, grid_charts, scaling_charts
 from plots.svg import svg
 
 BARS = ("peak_memory_gib", "activation_mib")
 NORM = "activation_norm_"  # columns of steps.csv, each with the number of its block
 MOST_BLOCKS = 4  # more than that: the first, the middle and the last
+MOST_PANELS = 12  # charts of blocks' gradient norms, one a run
 POINTS = 4000  # of all runs in one chart: many runs are drawn with fewer steps each
 FRONTIER = (
     "Filled circles: no other run is at least as good in quality, speed and memory, by the means over seeds, and "
@@ -25,6 +29,10 @@ FRONTIER = (
 )
 
 
+NOISE = (
+    "Single measurements scatter, and may be negative, which a logarithmic axis leaves out: see the findings."
+)
+GRID = "Means over seeds; × marks a cell whose runs diverged, a frame the best."
 EPOCH = "What one pass over the training rows takes. Says nothing of scaling: that is measured in samples a second."
 SCALING = (
     "Different samples a second, against the declared run in one process; 95 % intervals over paired seeds."
@@ -97,6 +105,7 @@ def _comparisons(summary: Summary) -> list[Drawn]:
         title = "Time of an epoch, mean and 95 % interval"
         axis = _better("seconds of training", "lower")
         drawn.append(Drawn("epoch_seconds", title, charts.costs(seconds, title, axis, runs), EPOCH))
+    drawn += _grids(summary)
     frame = trade_offs(summary)
     if frame.height > 1:
         title = f"{_capital(metric.label)}, speed and memory"
@@ -104,6 +113,19 @@ def _comparisons(summary: Summary) -> list[Drawn]:
         area = "Area of a circle: peak memory. " if frame["memory"].null_count() == 0 else ""
         chart = charts.trade_off(frame, title, axes, runs)
         drawn.append(Drawn("trade_off", title, chart, f"{area}{FRONTIER}"))
+    return drawn
+
+
+def _grids(summary: Summary) -> list[Drawn]:
+    """A heat map a grid, of the study's metric."""
+    frame, metric = grid_frame(summary), summary.metric
+    drawn = []
+    for name in frame["grid"].unique(maintain_order=True):
+        own = frame.filter(pl.col("grid") == name)
+        axes = " × ".join(axis for axis in (own["x_axis"][0], own["y_axis"][0]) if axis)
+        title = f"{_capital(metric.label)}: {axes}, {name}"
+        chart = grid_charts.heat_map(own, title, metric.axis, higher=metric.better == "higher")
+        drawn.append(Drawn(f"grid_{name}", title, chart, GRID))
     return drawn
 
 
@@ -161,7 +183,46 @@ def _curves(summary: Summary) -> list[Drawn]:
         for frame, name, title, axis, how in asked
         if _has_values(frame, name)
     ]
-    return [*_accuracy(summary), *drawn]
+    return [*_accuracy(summary), *drawn, *_gradients(summary, points)]
+
+
+def _gradients(summary: Summary, points: int) -> list[Drawn]:
+    """Gradient norms of blocks: how far apart they are, of all runs; and each run's own, on one scale."""
+    results, runs = summary.results, list(summary.results.study.runs)
+    drawn = []
+    if gradients.blocks(results):
+        spread = curves(results, gradients.with_spread(results), (gradients.SPREAD,), points)
+        if _has_values(spread, gradients.SPREAD):
+            title, axis = "Gradient norms of blocks: largest over smallest", "ratio of norms"
+            chart = charts.curve(spread, gradients.SPREAD, title, axis, runs, log=True)
+            drawn.append(Drawn(gradients.SPREAD, title, chart))
+    frame = gradients.block_norms(results, points)
+    positive = frame.filter(pl.col("gradient_norm") > 0)
+    shown = [run for run in runs if run in set(positive["run"])]
+    for run in shown[:MOST_PANELS]:
+        title = f"Gradient norms of blocks: {short(run)}"
+        own = frame.filter(pl.col("run") == run)
+        chart = gradient_charts.blocks(own, title, gradient_charts.domain(positive))
+        left_out = f"Of {len(shown)} runs these are {MOST_PANELS}." if len(shown) > MOST_PANELS else ""
+        drawn.append(Drawn(f"gradient_norms_{run}", title, chart, left_out))
+    return [*drawn, *_noise(summary, points)]
+
+
+def _noise(summary: Summary, points: int) -> list[Drawn]:
+    """The gradient noise scale over steps."""
+    results, runs = summary.results, list(summary.results.study.runs)
+    if results.noise.is_empty():
+        return []
+    frame = curves(results, results.noise, ("noise_scale", "coherence"), points)
+    drawn = []
+    for name, title, axis, log in (
+        ("noise_scale", "Gradient noise scale", "noise scale (sequences)", True),
+        ("coherence", "Coherence of micro-batch gradients", "coherence", False),
+    ):
+        if _has_values(frame, name):
+            chart = charts.curve(frame, name, title, axis, runs, log=log, points=True)
+            drawn.append(Drawn(name, title, chart, NOISE if log else ""))
+    return drawn
 
 
 def _accuracy(summary: Summary) -> list[Drawn]:

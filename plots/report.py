@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from metrics.findings import findings
+from metrics.hypothesis import conclusion
 from metrics.rows import RunSeed
 from metrics.summary import Summary
 from metrics.words import footnotes, headline, number
@@ -23,7 +24,7 @@ from plots.outcome_tables import (
     epoch_table,
     scaling_tables,
 )
-from plots.tables import cost_table, outcome, quality_table, verdicts
+from plots.tables import cost_table, hypothesis_lines, outcome, quality_table, verdicts
 
 TEMPLATE = Path(__file__).with_name("report.html")
 LONGEST_SAMPLE = 1500  # characters of one text that are shown
@@ -38,7 +39,8 @@ def html(summary: Summary) -> str:
         title=escape(f"Study {study.name}"),
         question=escape(study.question),
         outcome=_outcome(summary),
-        headline=escape(headline(summary)),
+        experiment="".join(f'<p class="experiment">{escape(line)}</p>' for line in hypothesis_lines(summary)),
+        headline=escape(conclusion(summary) or headline(summary)),
         verdicts=_list([escape(text) for text in verdicts(summary)]),
         findings=_findings(summary),
         quality=_table(quality_table(summary, full=True), quality, anchors=True, aside=_aside(summary)),

@@ -10,7 +10,8 @@ from html import escape
 
 from metrics.criteria import criteria, verdict
 from metrics.findings import findings
-from metrics.measures import METRICS, shown_costs
+from metrics.hypothesis import conclusion
+from metrics.measures import AXES, METRICS, shown_costs
 from metrics.summary import RunSummary, Summary
 from metrics.words import (
     binomial,
@@ -148,6 +149,28 @@ def outcome(summary: Summary) -> str:
     return verdict(found) if found else ""
 
 
+def hypothesis_lines(summary: Summary) -> list[str]:
+    """What the study expected, what would show it wrong, and its design; nothing of a study without a hypothesis."""
+    study = summary.results.study
+    if not study.hypothesis:
+        return []
+    design = [f"compared at {summary.axis}"]
+    if study.budget:
+        design.append(f"{study.budget:,} {AXES[study.axis].unit} a run")
+    design.append(f"{len(study.runs)} runs × {len(study.seeds)} seeds")
+    if study.frozen:
+        design.append(f"frozen: {', '.join(study.frozen)}")
+    if study.chosen_from:
+        seeds = ", ".join(map(str, study.chosen_from["seeds"]))
+        chosen = f"by {study.chosen_from['study']} on seeds {seeds}, by {study.chosen_from['metric']}"
+        design.append(f"runs chosen {chosen}" if seeds else "runs not chosen by rows yet: a first guess")
+    return [
+        f"Hypothesis: {study.hypothesis}",
+        f"Falsified by: {study.falsified_by['says']}",
+        f"Design: {'; '.join(design)}.",
+    ]
+
+
 def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
     """The tables of criteria and of scaling, where the study has any."""
     return [*criteria_tables(summary), *scaling_tables(summary, wide)]
@@ -168,8 +191,9 @@ def markdown(summary: Summary) -> str:
     parts = [
         f"# {_markdown_text(study.name)}",
         _markdown_text(study.question),
+        *map(_markdown_text, hypothesis_lines(summary)),
         _markdown_bold(outcome(summary)),
-        _markdown_bold(headline(summary)),
+        _markdown_bold(conclusion(summary) or headline(summary)),
         _markdown_list([*verdicts(summary), *found]),
         _markdown_table(quality_table(summary, full=True)),
         _markdown_table(cost_table(summary, full=True)),

@@ -17,10 +17,12 @@ from ruamel.yaml.error import YAMLError
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
+from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
 from stages.study import (
     OPTIONAL,
     PLANNED,
     STUDY_KEYS,
+    budget,
     fairness_problems,
     run_problems,
     scaling_problems,
@@ -43,12 +45,13 @@ def read_params(path: Path) -> dict:
 
 def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     """(study keys and settings, {"<run>-<seed>": Config}). Raises ConfigError with all problems."""
-    keys = STUDY_KEYS | OPTIONAL
-    study = OPTIONAL | {k: v for k, v in params.items() if k in keys}
+    optional = OPTIONAL | EXPERIMENT
+    keys = STUDY_KEYS | optional
+    study = optional | {k: v for k, v in params.items() if k in keys}
     base = {k: v for k, v in params.items() if k not in keys and k != STAMP}
-    problems = study_problems(study, base.get("dataset", SETTINGS["dataset"].default)) + [
-        f"{k}: is filled in by the plan" for k in PLANNED[1:] if k in base
-    ]
+    problems = study_problems(study, base.get("dataset", SETTINGS["dataset"].default))
+    problems += experiment_problems(study) if not problems else []
+    problems += [f"{k}: is filled in by the plan" for k in PLANNED[1:] if k in base]
     problems += value_problems({k: v for k, v in base.items() if k not in PLANNED})
     if problems:
         raise ConfigError(problems, str(PARAMS))
@@ -60,6 +63,7 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     problems = [
         *fairness_problems(study, base),
         *scaling_problems(study, base),
+        *_budget_problems(study, base),
         *_unused_everywhere(base, study["runs"]),
     ]
     configs = {}
@@ -79,6 +83,12 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(PARAMS))
     return {**study, "settings": base}, configs
+
+
+def _budget_problems(study: dict, base: dict) -> list[str]:
+    """What the study says that its runs are given of the axis, against what the baseline's settings come to."""
+    baseline = {s.name: s.default for s in SETTINGS.values()} | base | study["runs"][study["baseline"]]
+    return list(budget_problems(study, budget(study["axis"], baseline)))
 
 
 def _unused_everywhere(base: dict, runs: dict) -> list[str]:

@@ -103,7 +103,7 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
             for key in study["frozen"]
             if key in own and SETTINGS[key].typed(own[key]) != SETTINGS[key].typed(shared[key])
         ]
-        mine, theirs = (_budget(study["axis"], one) for one in (shared | own, baseline))
+        mine, theirs = (budget(study["axis"], one) for one in (shared | own, baseline))
         if mine != theirs:
             problems.append(
                 f"runs.{name}: is given {mine:,} {study['axis']}, the baseline {study['baseline']} {theirs:,}, and "
@@ -113,14 +113,14 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
     return problems
 
 
-def _budget(axis: str, values: dict) -> int:
+def budget(axis: str, values: dict) -> int:
     """How much of the axis these settings ask for; 0 where only the run itself can tell."""
     samples = values["steps"] * values["batch_size"]
     amounts = {"tokens": samples * values["context"], "samples": samples, "steps": values["steps"]}
     return amounts.get(axis, 0)
 
 
-def _one_of(where: str, value: object, allowed: Iterable[str], what: str = "one of") -> Iterator[str]:
+def one_of(where: str, value: object, allowed: Iterable[str], what: str = "one of") -> Iterator[str]:
     """A problem, with the nearest name, unless `value` is one of those allowed."""
     names = list(allowed)
     if not isinstance(value, str) or value not in names:
@@ -129,7 +129,7 @@ def _one_of(where: str, value: object, allowed: Iterable[str], what: str = "one 
         yield f"{where} = {value!r}: must be {what} {', '.join(names)}{near}"
 
 
-def _keys(where: str, value: dict, allowed: tuple[str, ...], needed: tuple[str, ...]) -> Iterator[str]:
+def key_problems(where: str, value: dict, allowed: tuple[str, ...], needed: tuple[str, ...]) -> Iterator[str]:
     """Unknown and missing keys of a mapping."""
     for key in value:
         if key not in allowed:
@@ -148,17 +148,17 @@ def _scaling_key_problems(scaling: object, runs: dict) -> Iterator[str]:
     for run, declared in scaling.items():
         where = f"scaling.{run}"
         if run not in runs:
-            yield from _one_of(where.replace(f".{run}", ""), run, runs, "one of the runs")
+            yield from one_of(where.replace(f".{run}", ""), run, runs, "one of the runs")
         if not isinstance(declared, dict):
             yield f"{where} = {declared!r}: must be a mapping with reference and kind"
             continue
-        yield from _keys(where, declared, ("reference", "kind"), ("reference", "kind"))
+        yield from key_problems(where, declared, ("reference", "kind"), ("reference", "kind"))
         if "reference" in declared:
-            yield from _one_of(f"{where}.reference", declared["reference"], runs, "one of the runs")
+            yield from one_of(f"{where}.reference", declared["reference"], runs, "one of the runs")
             if declared["reference"] == run:
                 yield f"{where}.reference = {run!r}: is the run itself"
         if "kind" in declared:
-            yield from _one_of(f"{where}.kind", declared["kind"], KINDS)
+            yield from one_of(f"{where}.kind", declared["kind"], KINDS)
 
 
 def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str]) -> Iterator[str]:
@@ -171,17 +171,18 @@ def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str]) -> 
         if not isinstance(one, dict):
             yield f"{where} = {one!r}: must be a mapping with run, measure, at_least or at_most"
             continue
-        yield from _keys(where, one, ("run", "measure", *BOUNDS), ("run", "measure"))
+        yield from key_problems(where, one, ("run", "measure", *BOUNDS), ("run", "measure"))
         if "run" in one:
-            yield from _one_of(f"{where}.run", one["run"], runs, "one of the runs")
+            yield from one_of(f"{where}.run", one["run"], runs, "one of the runs")
         if "measure" in one:
-            yield from _one_of(f"{where}.measure", one["measure"], MEASURES)
+            yield from one_of(f"{where}.measure", one["measure"], MEASURES)
             if one["measure"] in SCALING_MEASURES and one.get("run") not in list(scaling):
                 yield f"{where}.measure = {one['measure']!r}: scaling does not declare {one.get('run')!r}"
-        yield from _bound_problems(where, one)
+        yield from bound_problems(where, one)
 
 
-def _bound_problems(where: str, one: dict) -> Iterator[str]:
+def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[str]:
+    """Problems with at_least and at_most of a criterion or a condition, of a measure or of a ratio of two."""
     bounds = {key: one[key] for key in BOUNDS if key in one}
     if not bounds:
         yield f"{where}: lacks at_least or at_most"
@@ -193,7 +194,7 @@ def _bound_problems(where: str, one: dict) -> Iterator[str]:
     if len(bounds) == len(BOUNDS) and bounds["at_least"] > bounds["at_most"]:
         yield f"{where}: at_least = {bounds['at_least']} is above at_most = {bounds['at_most']}"
     metric = METRICS.get(str(one.get("measure")))
-    if one.get("measure") == "efficiency" or (metric and metric.unit == "%"):
+    if not is_ratio and (one.get("measure") == "efficiency" or (metric and metric.unit == "%")):
         for key, value in bounds.items():
             if not 0 <= value <= 1 and not (one["measure"] == "efficiency" and key == "at_most"):
                 yield f"{where}.{key} = {value!r}: must be a share from 0 to 1 ({value / 100:g} for {value:g} %)"

@@ -15,7 +15,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metrics import criteria, epochs, findings, frames, rows, scaling, summary, trade_offs, words
+from metrics import (
+    criteria,
+    epochs,
+    findings,
+    frames,
+    grid_results,
+    hypothesis,
+    rows,
+    scaling,
+    summary,
+    trade_offs,
+    words,
+)
 from plots import outcome_tables, report, tables
 
 WIDTH = 110  # characters, where there is no terminal to ask
@@ -45,11 +57,15 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
 def write_tables(reports: Path, study: summary.Summary) -> Path:
     """table.csv, table.md, table.tex and report.html; returns the report's path.
 
-    Also epochs.csv and, of a study that declares any, scaling.csv and criteria.csv.
+    Also epochs.csv and, of a study that declares any, scaling.csv, criteria.csv and grid.csv.
     """
     frames.table_frame(study).write_csv(reports / "table.csv")
     epochs.csv_frame(study.results).write_csv(reports / "epochs.csv")
-    declared = {"scaling.csv": scaling.scaling_frame(study), "criteria.csv": criteria.criteria_frame(study)}
+    declared = {
+        "scaling.csv": scaling.scaling_frame(study),
+        "criteria.csv": criteria.criteria_frame(study),
+        "grid.csv": grid_results.grid_frame(study),
+    }
     for name, frame in declared.items():
         (reports / name).unlink(missing_ok=True)  # of what the study declared before
         if not frame.is_empty():
@@ -64,8 +80,10 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
 def show(console: Console, study: summary.Summary) -> None:
     """The comparison in the terminal: question, criteria, verdict, results, cost, findings, footnotes."""
     plan = study.results.study
-    said = "\n\n".join(part for part in (tables.outcome(study), words.headline(study)) if part)
-    console.print(f"\nStudy {plan.name}: {plan.question}\n\n{said}\n")
+    parts = [plan.question, *tables.hypothesis_lines(study), tables.outcome(study)]
+    parts.append(hypothesis.conclusion(study) or words.headline(study))
+    said = "\n\n".join(part for part in parts if part)
+    console.print(f"\nStudy {plan.name}: {said}\n")
     quality = f"Results: mean ± 95 % interval over seeds, difference to {plan.baseline}"
     cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
     show_table(console, quality, tables.quality_table(study))

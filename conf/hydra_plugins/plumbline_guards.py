@@ -3,11 +3,15 @@
 DVC loads this file before it composes conf/ into params.yaml. It stamps the composed values with a fingerprint, in
 the file's first key, and refuses to compose over a params.yaml whose values no longer match their stamp. It also
 keeps DVC from clearing away results of studies that are not the current one. It must not change any value.
+
+It also writes out the runs that a study's grid stands for: `runs: ${grid_runs:}`.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -33,6 +37,19 @@ def _stamp_root(*, _root_: Container) -> str:
             for k, v in values.items()
         }
     )
+
+
+def _grid_runs(*, _root_: Container) -> Container:
+    """The runs that the study's key `grid` stands for."""
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("plumbline_grids", root / "metrics" / "grids.py")
+    grids = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(grids)
+    try:
+        grid = OmegaConf.to_container(_root_.grid, resolve=True)
+        return OmegaConf.create(grids.runs(grid))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return OmegaConf.create({"the_grid_is_not_one": {}})  # the plan says what is wrong with it
 
 
 def refuse_edited(path: Path) -> None:
@@ -72,4 +89,5 @@ class GuardResults(SearchPathPlugin):
         keep_other_studies(root)
 
 
+OmegaConf.register_new_resolver("grid_runs", _grid_runs, replace=True)
 OmegaConf.register_new_resolver("stamp", _stamp_root, replace=True)

@@ -43,7 +43,7 @@ class GPT(nn.Module):
         }[s.positions]()
         rotated = s.latent_width if s.attention_form == "latent" else s.width // s.heads
         rotary = Rotary(s.context, rotated) if s.positions == "rotary" else None
-        self.dropout = nn.Dropout(s.dropout)
+        self.dropout, self.token_dropout = nn.Dropout(s.dropout), s.token_dropout
         self.layers = nn.ModuleList(Block(s, rotary) for _ in range(s.layers))
         self.norm = nn.LayerNorm(s.width, bias=s.bias) if s.norm_placement == "pre" else nn.Identity()
         self.head = None if s.tie_embeddings else nn.Linear(s.width, rows, bias=False)
@@ -67,6 +67,8 @@ class GPT(nn.Module):
         """
         start = caches[0].length if caches else 0
         x = self.token_embedding(tokens)  # (B, T, C)
+        if self.training and self.token_dropout:
+            x = x * (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout)[..., None]
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, start + tokens.size(1), device=tokens.device))
         x = self.dropout(x.bfloat16() if self.stream_in_bf16 else x)

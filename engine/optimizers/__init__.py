@@ -10,6 +10,7 @@ OPTIMIZERS = {
     "adam": "engine.optimizers.adam",
     "adamw8bit": "engine.optimizers.adamw8bit",
     "sgd": "engine.optimizers.sgd",
+    "muon": "engine.optimizers.muon",
 }
 LIBRARIES = {"adamw8bit": "bitsandbytes"}  # optimizer → the library that it needs, beyond torch
 
@@ -34,4 +35,9 @@ def lines(settings, optimizer) -> list:
     """The ledger's lines about an optimizer that has taken a step: see engine/optimizers/observe.py."""
     from engine.optimizers import observe
 
-    return observe.lines(settings, optimizer)
+    found = observe.lines(settings, optimizer)
+    if settings.optimizer == "muon":
+        from engine.optimizers import muon
+
+        found += muon.lines(settings, optimizer)
+    return found

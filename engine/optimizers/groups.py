@@ -1,6 +1,28 @@
-"""Which parameters decay: matrices and embeddings do; biases, layer norms and other vectors do not."""
+"""Which parameters decay, and which of them are Muon's.
+
+Matrices and embeddings decay; biases, layer norms and other vectors do not. Muon's are the matrices of the blocks.
+"""
 
 import torch.nn as nn
+
+MATRICES = "matrices"  # name of the group that Muon updates
+
+
+def of(model: nn.Module, settings) -> list[dict]:
+    """The parameter groups that an optimizer with these settings (engine.config.Optimizer) wants of `model`."""
+    groups = decay_groups(model, settings.weight_decay)
+    if settings.optimizer != "muon":
+        return groups
+    in_blocks = {p for n, p in model.named_parameters() if ".layers." in f".{n}"}
+    decaying = groups[0]["params"]
+    groups[0]["params"] = [p for p in decaying if p not in in_blocks]
+    matrices = {
+        "params": [p for p in decaying if p in in_blocks],
+        "weight_decay": settings.muon_weight_decay,
+        "lr_factor": settings.muon_lr / settings.lr,
+        "name": MATRICES,
+    }
+    return [matrices, *groups]
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

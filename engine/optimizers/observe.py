@@ -11,6 +11,7 @@ import torch
 from engine.ledger import Line
 from engine.memory import local
 from engine.optimizers import LIBRARIES
+from engine.optimizers.groups import MATRICES
 
 MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps smaller tensors' moments in 32 bits
 
@@ -20,7 +21,7 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
     return [
         _kind(settings, optimizer),
         _kernel(optimizer),
-        _decay(settings.weight_decay, optimizer),
+        _decay(settings, optimizer),
         _state(settings, optimizer),
         _place(settings.optimizer_offload, optimizer),
     ]
@@ -59,22 +60,27 @@ def _kernel(optimizer: torch.optim.Optimizer) -> Line:
     )
 
 
-def _decay(wanted: float, optimizer: torch.optim.Optimizer) -> Line:
+def _decay(settings, optimizer: torch.optim.Optimizer) -> Line:
     """Which weight decay the matrices have, and which the vectors."""
-    groups = optimizer.param_groups
-    found = {
-        ("matrices" if p.dim() >= 2 else "vectors", g["weight_decay"]) for g in groups for p in g["params"]
-    }
+    groups, kinds = optimizer.param_groups, {"matrices": settings.weight_decay, "vectors": 0.0}
+    if settings.optimizer == "muon":
+        kinds = {"embeddings": settings.weight_decay, "matrices": settings.muon_weight_decay, "vectors": 0.0}
+
+    def kind(group: dict, p: torch.Tensor) -> str:
+        other = "embeddings" if "embeddings" in kinds and group["name"] != MATRICES else "matrices"
+        return other if p.dim() >= 2 else "vectors"
+
+    found = {(kind(g, p), g["weight_decay"]) for g in groups for p in g["params"]}
     how = "; ".join(
         f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
         for g in groups
     )
     return Line(
         "weight_decay",
-        f"{wanted:g} of matrices, 0 of vectors",
+        ", ".join(f"{decay:g} of {kind}" for kind, decay in kinds.items()),
         ", ".join(f"{decay:g} of {kind}" for kind, decay in sorted(found)),
         how,
-        found <= {("matrices", wanted), ("vectors", 0.0)},
+        found <= set(kinds.items()),
     )
 
 

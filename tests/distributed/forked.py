@@ -55,12 +55,17 @@ def note(event: str, arguments: tuple) -> None:
 
 
 def break_sampler(reads: str, steps: list[int] | None = None) -> None:
-    """Every rank reads all of a step, as if no sampler had been built, or what the first does; only in `steps`."""
+    """Every rank reads all of a step, as if no sampler had been built, or what the first does; only in `steps`.
+
+    interleaved: one process reads in turns what two would read side by side.
+    """
     own = TrainOrder.rank_slice
 
     def rank_slice(self, step: int, rank: int, world: int):
         if steps is not None and step not in steps:
             return own(self, step, rank, world)
+        if reads == "interleaved":
+            return self.sample_ids(step).reshape(2, -1).T.ravel()
         return self.sample_ids(step) if reads == "all" else own(self, step, 0, world)
 
     TrainOrder.rank_slice = rank_slice

@@ -29,6 +29,7 @@ RUN = {
     "eval_interval": 25,
     "eval_batch_size": 4,
     "activation_norm_layers": [0, 1],
+    "gradient_norm_layers": [1, 0],
     "pad_vocabulary_to": 4,
 }
 SHARDED = {"data_parallel": "fsdp"}
@@ -135,7 +136,8 @@ def trained(tmp_path_factory) -> Trained:
 
 
 def assert_same_numbers(one: Path, other: Path, rel: float = 1e-5) -> None:
-    for name in ("train_loss", "grad_norm", "lr", "activation_norm_0", "activation_norm_1"):
+    norms = [f"{what}_norm_{block}" for what in ("activation", "gradient") for block in (0, 1)]
+    for name in ("train_loss", "grad_norm", "lr", *norms):
         assert column(other, name) == pytest.approx(column(one, name), rel=rel), name
     assert column(other, "tokens_seen") == column(one, "tokens_seen")
     expected, found = weights(one), weights(other)

@@ -43,6 +43,7 @@ PRESETS = {
         "positions": "sinusoidal",
         "norm_placement": "post",
     },
+    "muon": {"optimizer": "muon", "muon_precision": "fp32"},
     "sgd": {"optimizer": "sgd", "lr": 0.1, "clip_norm": 0.0, "schedule": "linear"},
 }
 VOCABULARY, CLASSES, STEPS = 97, 4, 5

@@ -49,6 +49,7 @@ KERNELS = {
     "chunked": {"loss_kernel": "chunked", "activation_checkpointing": "full"},
     "no_accumulation": {"batch_size": 32},
     "adamw8bit": {"optimizer": "adamw8bit"},
+    "muon": {"optimizer": "muon"},
     "offload": {"optimizer_offload": True, "loss_kernel": "chunked", "activation_checkpointing": "full"},
     "fp32_stream": {"residual_precision": "fp32"},
 }

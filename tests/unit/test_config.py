@@ -133,7 +133,7 @@ def test_a_wrong_type_is_told_with_what_is_allowed(values, message):
         ({"seed": -1}, "seed = -1: must be a whole number ≥ 0 and ≤ 4294967295"),
         ({"seed": 2**32}, "seed = 4294967296: must be a whole number ≥ 0 and ≤ 4294967295"),
         ({"precision": "fp8"}, "precision = 'fp8': must be one of fp32, bf16, fp16"),
-        ({"optimizer": "sdg"}, "optimizer = 'sdg': must be one of adamw, adam, adamw8bit, sgd"),
+        ({"optimizer": "sdg"}, "optimizer = 'sdg': must be one of adamw, adam, adamw8bit, sgd, muon"),
     ],
 )
 def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
@@ -149,7 +149,8 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
         ),
         (
             {"optimizer": "sgd", "beta1": 0.8},
-            "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam or adamw8bit",
+            "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam or adamw8bit or "
+            "muon",
         ),
         (
             {"schedule": "constant", "min_lr_fraction": 0.5},
@@ -206,6 +207,8 @@ def test_a_setting_at_its_default_may_stand_anywhere():
         ),
         ({"activation_norm_layers": [0, 4]}, "activation_norm_layers = [0, 4]: blocks are numbered 0 to 3"),
         ({"activation_norm_layers": [-1]}, "activation_norm_layers = [-1]: blocks are numbered 0 to 3"),
+        ({"gradient_norm_layers": [0, 4]}, "gradient_norm_layers = [0, 4]: blocks are numbered 0 to 3"),
+        ({"gradient_norm_layers": [1, 1]}, "gradient_norm_layers = [1, 1]: names a block twice"),
         (
             {"shard_samples": False},
             "shard_samples = false: all processes would read the same samples, which is work that counts once; set "

@@ -206,7 +206,9 @@ def test_many_steps_between_two_looks_are_all_seen():
 
 
 @pytest.mark.parametrize("mode", ["abort", "skip"])
-@pytest.mark.parametrize(("name", "reads"), [("adamw", 0), ("adam", 0), ("sgd", 0), ("adamw8bit", 1)])
+@pytest.mark.parametrize(
+    ("name", "reads"), [("adamw", 0), ("adam", 0), ("sgd", 0), ("muon", 0), ("adamw8bit", 1)]
+)
 def test_the_host_reads_nothing_in_a_step_unless_the_optimizer_cannot_skip_by_itself(name, reads, mode):
     step = step_of(optimizer=name, on_divergence=mode)
     step(0, micro_batch(0))

@@ -142,7 +142,9 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "reads"), [("adamw", 0), ("adam", 0), ("sgd", 0), ("adamw8bit", 1)])
+@pytest.mark.parametrize(
+    ("name", "reads"), [("adamw", 0), ("adam", 0), ("sgd", 0), ("muon", 0), ("adamw8bit", 1)]
+)
 def test_the_host_reads_nothing_unless_the_optimizer_cannot_skip_by_itself(name, reads):
     model, optimizer = model_and_optimizer(name)
     scale = LossScale(64.0, CPU)

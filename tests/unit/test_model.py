@@ -115,6 +115,21 @@ def test_with_targets_a_model_gives_the_loss_of_its_logits(variant):
     assert given[0].shape == (2, 16, 32) and given[1] is model.head_weight and given[2] is targets
 
 
+def test_a_training_token_that_is_dropped_leaves_its_position_alone():
+    """About a quarter of the tokens, in training only; what is left of a dropped one is where it stands."""
+    model, seen = gpt(token_dropout=0.25), []
+    model.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    words = torch.randint(VOCABULARY, (64, 12), generator=torch.Generator().manual_seed(1))
+    positions = model.position_embedding(torch.arange(12)).expand(64, -1, -1)
+    with torch.no_grad():
+        model.train()(words)
+        model.eval()(words)
+    dropped = (seen[0] == positions).all(-1)
+    assert 0.2 < dropped.float().mean() < 0.3 and 0 < dropped[0].sum() < 12
+    torch.testing.assert_close(seen[0][~dropped], seen[1][~dropped], rtol=0, atol=0)
+    assert not (seen[1] == positions).all(-1).any()
+
+
 @pytest.mark.parametrize("variant", ["pre-sdpa", "pre-manual", "latent", "reciprocal"])
 def test_dropout_acts_in_training_only(variant):
     model, plain = gpt(**VARIANTS[variant], dropout=0.5), gpt(**VARIANTS[variant])

@@ -80,6 +80,7 @@ def sgd(x: float, decay: float, s: Optimizer) -> float:
 
 
 REFERENCES = {"adamw": adamw, "adam": adam, "adamw8bit": adamw, "sgd": sgd}
+REFERENCES["muon"] = adamw  # of what is no matrix of a block; of those in test_muon.py
 ADAM = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
 
 

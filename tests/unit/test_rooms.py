@@ -32,6 +32,7 @@ FOREIGN = {  # library: the only places that may import it, by path from the rep
         "engine/checkpoint.py",
         "engine/outcome.py",
         "engine/preflight.py",
+        "engine/split.py",
     ],
     "torch.testing": ["engine/titan.py"],
     "dvc": [],

@@ -95,7 +95,9 @@ def child(lab):
 
 
 def test_a_run_leaves_exactly_what_is_documented(lab):
-    run = lab.train(steps=12, eval_interval=5, activation_norm_layers=[0, 1], batch_size=8)
+    run = lab.train(
+        steps=12, eval_interval=5, activation_norm_layers=[0, 1], gradient_norm_layers=[1], batch_size=8
+    )
     assert sorted(path.name for path in run.iterdir()) == FILES
     steps, evals, metrics = rows(run / "steps.csv"), rows(run / "evals.csv"), read_json(run / "metrics.json")
     assert list(steps[0]) == [
@@ -111,6 +113,7 @@ def test_a_run_leaves_exactly_what_is_documented(lab):
         "peak_memory_gib",
         "activation_norm_0",
         "activation_norm_1",
+        "gradient_norm_1",
     ]
     assert [(row["step"], row["tokens_seen"]) for row in steps] == [
         (str(i), str(128 * (i + 1))) for i in range(12)

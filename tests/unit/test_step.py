@@ -58,6 +58,7 @@ def step_of(norm_layers: tuple[int, ...] = (), **changes) -> Step:
         ONE,
         training=c.training,
         schedule=c.schedule,
+        gradient_norm_layers=c.logging.gradient_norm_layers,
         lr=c.optimizer.lr,
     )
 
@@ -162,6 +163,50 @@ def test_activation_norms_are_over_the_whole_step():
     one, many = whole(0, [batch()]), parts(0, in_micro_batches(*batch(), [1, 1, 1, 1]))
     assert one["activation_norms"].shape == (2,)
     torch.testing.assert_close(many["activation_norms"], one["activation_norms"])
+
+
+def test_gradient_norms_of_blocks_are_those_of_their_parameters_before_clipping():
+    """Of the whole gradient, from the gradients that an optimizer is given where nothing is clipped."""
+    plain = step_of()
+    plain(0, [batch()])
+    kept = plain.optimizer.gradients
+    expected = [
+        math.sqrt(sum(g.square().sum().item() for n, g in kept.items() if n.startswith(f"layers.{b}.")))
+        for b in (1, 0)
+    ]
+    step = step_of(gradient_norm_layers=(1, 0), clip_norm=0.01)
+    measured = step(0, in_micro_batches(*batch(), [1, 3]))
+    assert measured["gradient_norms"].tolist() == pytest.approx(expected, rel=1e-5)
+    rest = sum(g.square().sum().item() for n, g in kept.items() if not n.startswith("layers."))
+    assert math.sqrt(sum(e**2 for e in expected) + rest) == pytest.approx(measured["grad_norm"].item())
+    assert step_of()(0, [batch()])["gradient_norms"].shape == (0,)
+
+
+def test_gradient_norms_under_a_loss_scale_are_those_without():
+    whole = step_of(gradient_norm_layers=(0,))(0, [batch()])["gradient_norms"]
+    scaled = step_of(gradient_norm_layers=(0,), precision="fp16")
+    scaled.optimizer.step = lambda: None
+    assert scaled(0, [batch()])["gradient_norms"].item() == pytest.approx(whole.item(), rel=2e-2)
+
+
+def test_the_host_does_not_wait_for_the_norms():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    for blocks in ((), (0, 1)):
+        step = step_of(gradient_norm_layers=blocks)
+        step(0, [batch()])
+        with Reads() as reads:
+            step(1, [batch()])
+        seen.append(reads.count)
+    assert seen[1] == seen[0]  # the stand-in for an optimizer asks whether to skip
 
 
 def test_bf16_computes_logits_in_bf16_over_fp32_weights_and_gradients():

@@ -24,7 +24,25 @@ def test_every_shipped_study_is_valid(name, tmp_path):
     assert study["study"] == name
     assert set(configs) == {f"{run}-{seed}" for run in study["runs"] for seed in study["seeds"]}
     assert len({config.data for config in configs.values()}) == 1
-    assert all(own for run, own in study["runs"].items() if run != study["baseline"])
+    baseline = study["runs"][study["baseline"]]
+    assert all(own != baseline for run, own in study["runs"].items() if run != study["baseline"])
+    if name.startswith("wikitext2"):
+        assert study["hypothesis"] and study["falsified_by"] and study["frozen"]
+
+
+def test_the_comparison_of_optimizers_takes_what_was_chosen_and_other_seeds(tmp_path):
+    study, configs = resolve_study(composed(tmp_path / "params.yaml", "study=wikitext2_optimizers"))
+    grid, _ = resolve_study(composed(tmp_path / "params.yaml", "study=wikitext2_optimizer_grid"))
+    assert study["chosen_from"]["study"] == "wikitext2_optimizer_grid" == grid["study"]
+    assert list(study["runs"]) == list(grid["grid"])
+    assert not set(study["seeds"]) & set(grid["seeds"])
+    settings = {name: configs[f"{name}-1"].optimizer.optimizer for name in study["runs"]}
+    assert settings == {name: name for name in grid["grid"]}
+    # Apart from what is chosen, the two studies train alike.
+    chosen = {"optimizer", "lr", "weight_decay", "muon_lr", "muon_weight_decay"}
+    mine, theirs = (s["settings"] | {k: None for k in chosen} for s in (study, grid))
+    apart = {k for k in mine if mine[k] != theirs[k]}
+    assert apart == {"eval_interval", "gradient_norm_layers", "activation_norm_layers"}
 
 
 def test_an_inherited_setting_reaches_only_the_runs_in_which_it_has_an_effect(tmp_path):
