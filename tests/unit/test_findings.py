@@ -167,11 +167,12 @@ def test_time_to_the_baselines_final_loss(study):
             test = results / "test" / f"{run}-{seed}.json"
             write_json(test, json.loads(test.read_text()) | {"test_loss": losses[-1] + seed / 100})
         path = results / f"quick-{seed}" / "steps.csv"
-        path.write_text(path.read_text().replace(",0.1,", ",0.2,"))  # twice as long a step
+        slow = path.read_text().replace(",0.1,", ",0.2,")  # twice as long a step
+        path.write_text(slow.replace(",0.2,", ",190,", 1))  # and the first one compiles
     assert found(results, "final validation loss") == [
         (
             "quick reached base's final validation loss after 0.67 × the tokens and 1.33 × the seconds of training "
-            "that base took, in 3 of 3 seeds; looked at where it was evaluated.",
+            "(compiling not counted) that base took, in 3 of 3 seeds; looked at where it was evaluated.",
             ("quick", "base"),
         ),
         ("slow never reached base's final validation loss in any of 3 seeds.", ("slow", "base")),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -39,6 +40,18 @@ def test_writes_every_file_and_prints_the_table(tmp_path, capsys):
     assert max(map(len, printed.splitlines()[:-1])) <= 110  # the last line is the report's path
     assert "identical" in printed
     assert f"Report: {reports / 'report.html'}" in printed
+
+
+@pytest.mark.parametrize(("columns", "width"), [(60, 110), (110, 110), (150, 150)])
+def test_a_narrow_terminal_folds_lines_and_loses_nothing(tmp_path, capsys, monkeypatch, columns, width):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert summarize.terminal().width == width
+    assert summarize.main([str(write_study(tmp_path)), str(tmp_path / "reports")]) == 0
+    printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    rows = [line for line in printed.splitlines() if line.split()[:1] == ["adamw-checkpointing"]]
+    assert len(rows) == 2 and all(len(row.split()) >= 7 for row in rows) and "…" not in printed
 
 
 def test_unfinished_run_is_listed_without_numbers(tmp_path, capsys):
