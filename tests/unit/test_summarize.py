@@ -6,7 +6,9 @@ import re
 import shutil
 
 import pytest
+from engine_runs import REPOSITORY
 from fake_results import write_json, write_run, write_study
+from ruamel.yaml import YAML
 
 from stages import summarize
 
@@ -108,6 +110,15 @@ def test_every_table_marks_what_did_not_go_as_requested(tmp_path, capsys):
     }
     others = dict.fromkeys(("adamw", "adamw-checkpointing"), "as requested")
     assert in_effect == others | {"sgd": words}
+
+
+def test_what_dvc_draws_says_no_unit_that_depends_on_what_a_study_is_of():
+    """One dvc.yaml for all studies: a loss is of a token or of a row, a speed of tokens or of samples."""
+    plots = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    labels = [
+        text for plot in plots for own in plot.values() for key, text in own.items() if key.endswith("_label")
+    ]
+    assert len(labels) >= 8 and not [text for text in labels if re.search("token|row|sample", text)]
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
