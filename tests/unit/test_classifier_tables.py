@@ -191,22 +191,6 @@ def test_the_charts(study):
     assert report.html(study).count('role="img"') == len(drawn)
 
 
-def test_the_zone_below_one_process_is_where_it_belongs(results):
-    """At one process all of the efficiency's axis up to 100 % is slower than one; at two half of it."""
-    from metrics.scaling import scaling_points
-    from plots import scaling_charts
-
-    read = summary.summarize(rows.read(results))
-    for efficiency, draw, at_two in (
-        (False, scaling_charts.speedup, 1),
-        (True, scaling_charts.efficiency, 50),
-    ):
-        chart = draw(scaling_points(read, efficiency), "t", "y", list(read.results.study.runs)).to_dict()
-        [zone] = [rows for rows in chart["datasets"].values() if "top" in rows[0] and len(rows) > 1]
-        near = min(zone, key=lambda row: abs(row["processes"] - 2))
-        assert near["top"] == pytest.approx(at_two, rel=0.03) and {row["bottom"] for row in zone} == {0}
-
-
 @pytest.mark.parametrize(
     ("name", "key", "message"),
     [
