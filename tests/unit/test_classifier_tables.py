@@ -9,6 +9,7 @@ from fake_classifier import PART, classifier_study
 from fake_results import write_json, write_study
 
 from metrics import frames, rows, summary, words
+from metrics.findings import findings
 from metrics.rows import ResultsError
 from plots import figures, outcome_tables, report, tables
 from stages import summarize
@@ -215,13 +216,15 @@ def test_evaluations_of_a_classifier_have_its_accuracy(results):
         rows.read(results)
 
 
+def reached(results) -> dict[tuple[str, ...], str]:
+    """Of the runs, what is said of the time to another's final accuracy."""
+    made = findings(summary.summarize(rows.read(results)))
+    return {one.runs: one.text for one in made if "reached" in one.text}
+
+
 def test_time_to_the_references_accuracy(results):
     """Of every run to the baseline's, and of a run whose scaling is declared also to its reference's."""
-    from metrics.findings import findings
-
-    texts = {
-        one.runs: one.text for one in findings(summary.summarize(rows.read(results))) if "reached" in one.text
-    }
+    texts = reached(results)
     assert texts["large_2", "large_1"] == (
         "large_2 reached large_1's final validation accuracy after 1.00 × the samples and 0.52 × the seconds of "
         "training (compiling not counted) that large_1 took, in 3 of 3 seeds; looked at where it was evaluated."
@@ -229,3 +232,28 @@ def test_time_to_the_references_accuracy(results):
     assert set(texts) == {(run, "small_1") for run in ("small_2", "large_1", "large_2")} | {
         ("large_2", "large_1")
     }
+
+
+def test_as_good_as_the_target_is_good_enough(results):
+    for seed in SEEDS:
+        target = json.loads((results / f"large_1-{seed}" / "metrics.json").read_text())["val_accuracy"]
+        home = results / f"large_2-{seed}"
+        head, *lines = (home / "evals.csv").read_text().splitlines()
+        shares = (0.25, 0.5, target)
+        cells = [[*line.split(",")[:3], str(share)] for line, share in zip(lines, shares, strict=True)]
+        (home / "evals.csv").write_text("\n".join([head, *map(",".join, cells)]) + "\n")
+        ends = {"val_accuracy": target, "best_val_accuracy": target}
+        write_json(home / "metrics.json", json.loads((home / "metrics.json").read_text()) | ends)
+    # large_1 was once better than it ended: after two of its three epochs.
+    assert reached(results)["large_2", "large_1"].startswith(
+        "large_2 reached large_1's final validation accuracy after 1.50 × the samples"
+    )
+
+
+def test_a_run_identical_to_the_baseline_still_has_a_time_to_its_references_accuracy(tmp_path):
+    results = classifier_study(tmp_path, scaling={"small_2": {"reference": "large_1", "kind": "strong"}})
+    for seed in SEEDS:
+        one, two = (results / "test" / f"small_{n}-{seed}.json" for n in (1, 2))
+        two.write_text(one.read_text())
+    assert summary.summarize(rows.read(results)).of("small_2").status == "identical"
+    assert {runs for runs in reached(results) if runs[0] == "small_2"} == {("small_2", "large_1")}

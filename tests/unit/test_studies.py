@@ -64,6 +64,14 @@ def test_a_mistake_in_a_study_is_named(tmp_path, override, message):
     assert message in str(caught.value)
 
 
+def test_equal_samples_are_checked_before_anything_runs(tmp_path):
+    params = composed(tmp_path / "params.yaml", "study=quickstart", "axis=samples", "+runs.sgd.steps=90")
+    with pytest.raises(
+        ConfigError, match="runs.sgd: is given 1,440 samples, the baseline adamw 1,600, and the study"
+    ):
+        resolve_study(params)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
