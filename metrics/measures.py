@@ -84,12 +84,20 @@ COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
 # What a study may be judged by: what every run of the objective measures.
 STUDY_METRICS = ("test_loss", "val_loss")
 LABELLED_METRICS = (*STUDY_METRICS, "test_accuracy", "val_accuracy")  # of a study of labelled data
+# What only runs on labelled data have, and what only runs on text have.
+ONLY_LABELLED = ("test_accuracy", "val_accuracy", "best_val_accuracy")
+ONLY_TEXT = ("test_perplexity", "test_bits_per_byte")
 
 
 def measure(name: str, labelled: bool) -> Metric:
     """The metric as a study measures it: the loss of a classifier is one of a row, not of a token."""
     metric = METRICS[name]
     return replace(metric, unit="nats/row") if labelled and metric.unit == NATS else metric
+
+
+def measured(labelled: bool) -> tuple[str, ...]:
+    """The names of the metrics that the runs of a study can have."""
+    return tuple(name for name in METRICS if name not in (ONLY_TEXT if labelled else ONLY_LABELLED))
 
 
 def speed(labelled: bool) -> str:
