@@ -50,12 +50,6 @@ def distinct_share(one: RunSeed) -> float:
     return one.scaling["samples_distinct"] / one.scaling["samples_drawn"] if one.scaling else 1.0
 
 
-def _samples_per_second(one: RunSeed) -> float | None:
-    """Different samples: what ranks read twice is no work done."""
-    drawn = one.metrics.get("samples_per_second")
-    return None if drawn is None else drawn * distinct_share(one)
-
-
 def _share(label: str, value: Callable, **more: Any) -> Metric:
     return Metric(label, "%", value, better="higher", factor=100.0, **more)
 
@@ -71,7 +65,9 @@ METRICS = {
     "val_accuracy": _share("validation accuracy", _metric("val_accuracy")),
     "best_val_accuracy": _share("best validation accuracy", _metric("best_val_accuracy")),
     "train_loss": Metric("training loss", NATS, _metric("train_loss")),
-    "samples_per_second": Metric("throughput", "samples/s", _samples_per_second, better="higher", cost=True),
+    "samples_per_second": Metric(
+        "throughput", "samples/s", _metric("samples_per_second"), better="higher", cost=True
+    ),
     "tokens_per_second": Metric(
         "speed", "tokens/s", _metric("tokens_per_second"), better="higher", cost=True
     ),
