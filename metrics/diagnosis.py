@@ -90,8 +90,8 @@ def the_cause(one: Scaling) -> str | None:
 
 
 def percent(share: float) -> str:
-    """`31 %`; never `-0 %`."""
-    return f"{round(100 * share)} %".replace("-", "−")
+    """`31 %`; `-2 %`."""
+    return f"{round(100 * share)} %"
 
 
 def _shared(one: Scaling) -> str:

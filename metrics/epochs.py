@@ -1,9 +1,12 @@
 """The course of a training, a row an evaluation: epoch, training loss and seconds since the one before, validation.
 
-Frames only. An epoch is samples seen over those there are, never a time. Must not read or write files.
+Frames only. An epoch is samples seen over those there are, never a time. Seconds are without compiling, which
+would be most of a short run. Must not read or write files.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import polars as pl
 
@@ -16,11 +19,12 @@ from metrics.words import short, with_interval
 COLUMNS = (
     "epoch",  # different samples seen / samples of an epoch; null where the run does not say
     "train_loss",  # mean over the steps since the evaluation before
-    "seconds",  # of training in those steps; evaluating is not in it
+    "seconds",  # of training in those steps, each as long as the run's steady one; evaluating is not in it
     "seconds_total",  # of training up to here
     "val_loss",
     "val_accuracy",  # share; null of a language model
 )
+WARM_UP_STEPS = 3  # the first of a run: they compile. As in engine.probes, which a test compares
 
 
 def epochs(results: Results) -> pl.DataFrame:
@@ -28,7 +32,12 @@ def epochs(results: Results) -> pl.DataFrame:
 
     best: "yes" at the evaluation that `best_by` finds best, the first of equals.
     """
-    parts = [_of_seed(results, one) for one in results.runs if one.state == "complete"]
+    evals, steps = by_seed(results.evals), by_seed(results.steps)
+    parts = [
+        _of_seed(one, evals[one.run, one.seed], steps[one.run, one.seed])
+        for one in results.runs
+        if one.state == "complete" and (one.run, one.seed) in evals
+    ]
     words = {"run": pl.String, "seed": pl.Int32, "step": pl.Int64, "tokens_seen": pl.Int64}
     schema = words | dict.fromkeys(COLUMNS, pl.Float64)
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
@@ -69,7 +78,7 @@ def best_by(results: Results) -> str:
 
 
 def epoch_seconds(results: Results) -> dict[str, dict[int, float]]:
-    """run -> seed -> seconds of training for one epoch, over the whole training; empty where none is known."""
+    """run -> seed -> seconds of training for one epoch, at the run's steady step; empty where none is known."""
     last = epochs(results).group_by("run", "seed", maintain_order=True).last()
     found: dict[str, dict[int, float]] = {run: {} for run in results.study.runs}
     for row in last.filter(pl.col("epoch") > 0).to_dicts():
@@ -84,30 +93,41 @@ def epoch_bars(summary: Summary) -> pl.DataFrame:
     for run in summary.comparable:
         if seconds[run.run] and not run.costs_not_comparable:
             one = statistics.mean_interval(list(seconds[run.run].values()))
-            half = one.half_width
-            ends = (None, None) if half is None else (one.mean - half, one.mean + half)
-            rows.append((run.run, f"{short(run.run)}: {with_interval(one)}", one.mean, *ends))
+            rows.append((run.run, f"{short(run.run)}: {with_interval(one)}", one.mean, *one.ends(least=0.0)))
     words = dict.fromkeys(("run", "label"), pl.String)
     return pl.DataFrame(
         rows, schema=words | dict.fromkeys(("value", "low", "high"), pl.Float64), orient="row"
     )
 
 
-def _of_seed(results: Results, one: RunSeed) -> pl.DataFrame:
-    own = (pl.col("run") == one.run) & (pl.col("seed") == one.seed)
-    evals = results.evals.filter(own).sort("step")
+def by_seed(frame: pl.DataFrame) -> dict[tuple[str, int], pl.DataFrame]:
+    """(run, seed) -> its rows of the frame by step; nothing for one that has none."""
+    parts = frame.sort("step").partition_by("run", "seed", as_dict=True)
+    return {(str(run), int(seed)): rows for (run, seed), rows in parts.items()}
+
+
+def steady_seconds(steps: pl.DataFrame) -> float:
+    """Of a run-seed's rows of steps.csv: the median step, without the warm-up steps where there are more."""
+    seconds = steps.sort("step")["step_seconds"]
+    return float((seconds[WARM_UP_STEPS:] if len(seconds) > WARM_UP_STEPS else seconds).median() or 0.0)
+
+
+def seconds_until(steps: pl.DataFrame, step: int) -> float:
+    """Seconds of training up to a step and with it, each of the first steps, which compile, as long as the median."""
+    seconds = steps.sort("step").filter(pl.col("step") <= step)["step_seconds"]
+    return min(WARM_UP_STEPS, len(seconds)) * steady_seconds(steps) + float(seconds[WARM_UP_STEPS:].sum())
+
+
+def _of_seed(one: RunSeed, evals: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
+    """The rows of one run and seed; frames by step."""
     if "val_accuracy" not in evals.columns:
         evals = evals.with_columns(pl.lit(None, pl.Float64).alias("val_accuracy"))
-    steps = results.steps.filter(own).sort("step")
-    rows, before = [], -1
-    for step in evals["step"]:  # one after another: sums in a fixed order, the same figures every time
-        part = steps.filter((pl.col("step") > before) & (pl.col("step") <= step))
-        losses, seconds = (
-            part["train_loss"].drop_nulls().to_list(),
-            part["step_seconds"].drop_nulls().to_list(),
-        )
-        rows.append((sum(losses) / len(losses) if losses else None, sum(seconds)))
-        before = step
+    losses, steady = steps["train_loss"].to_list(), steady_seconds(steps)
+    rows = []
+    for start, end in pairwise([0, *steps["step"].search_sorted(evals["step"], side="right")]):
+        known = [loss for loss in losses[start:end] if loss is not None]
+        # Summed one after another: in a fixed order, the same figures every time.
+        rows.append((sum(known) / len(known) if known else None, (end - start) * steady))
     types = {"train_loss": pl.Float64, "seconds": pl.Float64}
     frame = pl.concat([evals, pl.DataFrame(rows, schema=types, orient="row")], how="horizontal")
     return frame.with_columns(

@@ -16,6 +16,7 @@ import polars as pl
 
 from metrics import statistics
 from metrics.diagnosis import diagnosis
+from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
 from metrics.grid_results import sentences
 from metrics.measures import METRICS, SPREADING, speed
@@ -71,6 +72,7 @@ class _Study:
         self.summary, self.results = summary, summary.results
         self.baseline = self.results.study.baseline
         self.runs = {run.run: run for run in summary.comparable}
+        self.evals, self.steps = by_seed(self.results.evals), by_seed(self.results.steps)
         # Costs of runs on one machine: each was found to be the baseline's.
         self.costed = [run.run for run in summary.comparable if not run.costs_not_comparable]
 
@@ -275,7 +277,7 @@ def _target(study: _Study, name: str, other: str) -> Iterator[Finding]:
     kind = "samples" if study.results.labelled else "tokens"
     after = f"{times(amounts)} the {kind}" if amounts else "its first evaluation"
     if seconds and name in study.costed and other in study.costed:
-        after += f" and {times(seconds)} the seconds of training"
+        after += f" and {times(seconds)} the seconds of training (compiling not counted)"
     yield Finding(
         f"{name} reached {target} after {after} that {other} took, in {len(reached)} of {len(pairs)} "
         "seeds; looked at where it was evaluated.",
@@ -285,16 +287,11 @@ def _target(study: _Study, name: str, other: str) -> Iterator[Finding]:
 
 def _reached(study: _Study, run: str, seed: int, by: str, target: float) -> tuple[float, float] | None:
     """Tokens and seconds of training at the first evaluation that was at least as good as `target`."""
-
-    def own(frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.filter((pl.col("run") == run) & (pl.col("seed") == seed))
-
     good = pl.col(by) <= target if METRICS[by].better == "lower" else pl.col(by) >= target
-    there = own(study.results.evals).filter(good).sort("step").head(1)
+    there = study.evals[run, seed].filter(good).head(1)
     if there.is_empty():
         return None
-    step, tokens = there["step"][0], there["tokens_seen"][0]
-    return float(tokens), float(own(study.results.steps).filter(pl.col("step") <= step)["step_seconds"].sum())
+    return float(there["tokens_seen"][0]), seconds_until(study.steps[run, seed], there["step"][0])
 
 
 def _sparsity(study: _Study) -> Iterator[Finding]:

@@ -94,8 +94,8 @@ def table_frame(summary: Summary) -> pl.DataFrame:
 def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
     """Columns run, label (run and value in words), metric (label and unit), value, low, high.
 
-    low and high are the 95 % interval, null for one seed. Comparable runs only, and of costs those whose costs
-    are: a chart on one scale ranks what it shows.
+    low and high are the 95 % interval, null for one seed; of a cost never below 0. Comparable runs only, and of
+    costs those whose costs are: a chart on one scale ranks what it shows.
     """
     rows = []
     for name in names:
@@ -107,8 +107,7 @@ def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
             if metric.cost and run.costs_not_comparable:
                 continue
             estimate = estimate.times(metric.factor)
-            half = estimate.half_width
-            low, high = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
+            low, high = estimate.ends(least=0.0 if metric.cost else -math.inf)
             label = f"{short(run.run)}: {with_interval(estimate)}"
             rows.append((run.run, label, metric.axis, estimate.mean, low, high))
     words = dict.fromkeys(("run", "label", "metric"), pl.String)

@@ -50,12 +50,6 @@ def distinct_share(one: RunSeed) -> float:
     return one.scaling["samples_distinct"] / one.scaling["samples_drawn"] if one.scaling else 1.0
 
 
-def _samples_per_second(one: RunSeed) -> float | None:
-    """Different samples: what ranks read twice is no work done."""
-    drawn = one.metrics.get("samples_per_second")
-    return None if drawn is None else drawn * distinct_share(one)
-
-
 def _share(label: str, value: Callable, **more: Any) -> Metric:
     return Metric(label, "%", value, better="higher", factor=100.0, **more)
 
@@ -71,7 +65,9 @@ METRICS = {
     "val_accuracy": _share("validation accuracy", _metric("val_accuracy")),
     "best_val_accuracy": _share("best validation accuracy", _metric("best_val_accuracy")),
     "train_loss": Metric("training loss", NATS, _metric("train_loss")),
-    "samples_per_second": Metric("throughput", "samples/s", _samples_per_second, better="higher", cost=True),
+    "samples_per_second": Metric(
+        "throughput", "samples/s", _metric("samples_per_second"), better="higher", cost=True
+    ),
     "tokens_per_second": Metric(
         "speed", "tokens/s", _metric("tokens_per_second"), better="higher", cost=True
     ),
@@ -84,12 +80,20 @@ COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
 # What a study may be judged by: what every run of the objective measures.
 STUDY_METRICS = ("test_loss", "val_loss")
 LABELLED_METRICS = (*STUDY_METRICS, "test_accuracy", "val_accuracy")  # of a study of labelled data
+# What only runs on labelled data have, and what only runs on text have.
+ONLY_LABELLED = ("test_accuracy", "val_accuracy", "best_val_accuracy")
+ONLY_TEXT = ("test_perplexity", "test_bits_per_byte")
 
 
 def measure(name: str, labelled: bool) -> Metric:
     """The metric as a study measures it: the loss of a classifier is one of a row, not of a token."""
     metric = METRICS[name]
     return replace(metric, unit="nats/row") if labelled and metric.unit == NATS else metric
+
+
+def measured(labelled: bool) -> tuple[str, ...]:
+    """The names of the metrics that the runs of a study can have."""
+    return tuple(name for name in METRICS if name not in (ONLY_TEXT if labelled else ONLY_LABELLED))
 
 
 def speed(labelled: bool) -> str:

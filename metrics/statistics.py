@@ -35,6 +35,11 @@ class Estimate:
         half = self.half_width
         return self if factor == 1 else Estimate(self.mean * factor, half and half * factor, self.count)
 
+    def ends(self, least: float = -math.inf) -> tuple[float | None, float | None]:
+        """Both ends of the interval, neither below `least`, the least that the quantity can be; None for one seed."""
+        half = self.half_width
+        return (None, None) if half is None else (max(self.mean - half, least), self.mean + half)
+
 
 @dataclass(frozen=True)
 class Ratio:

@@ -48,8 +48,6 @@ def trade_offs(summary: Summary) -> pl.DataFrame:
         memory = run.estimates["peak_memory_gib"] if weighed else None
         assert estimate is not None and moved is not None
         estimate = estimate.times(summary.metric.factor)
-        half = estimate.half_width
-        ends = (None, None) if half is None else (estimate.mean - half, estimate.mean + half)
         name = short(run.run)
         label = f"{name}, {number(memory.mean, 3)} GiB" if memory else name
         beaten = any(_beats(points[other], points[run.run]) for other in points)
@@ -60,7 +58,7 @@ def trade_offs(summary: Summary) -> pl.DataFrame:
                 summary.metric.axis,
                 moved.mean,
                 estimate.mean,
-                *ends,
+                *estimate.ends(),
                 memory.mean if memory else None,
                 "no" if beaten else "yes",
             )

@@ -23,7 +23,7 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None:
         return "–"
     if not math.isfinite(value):
-        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+        return {math.inf: "∞", -math.inf: "-∞"}.get(value, "not a number")
     if value and abs(value) < SMALL:
         return f"{value:.{digits - 1}e}"
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0

@@ -280,26 +280,24 @@ def trade_off(frame: pl.DataFrame, title: str, axes: tuple[str, str], runs: Sequ
     return look(alt.layer(layers, *named).properties(width=SQUARE, height=SQUARE), title)
 
 
-def names(
-    frame: pl.DataFrame, domains: tuple[Domain, Domain], x: str = "speed", size: Domain = (SQUARE, SQUARE)
-) -> pl.DataFrame:
-    """label, `x`, value: where each run's name starts, in the axes' units. size: of the chart, pixels.
+def names(frame: pl.DataFrame, domains: tuple[Domain, Domain]) -> pl.DataFrame:
+    """label, speed, value: where each run's name starts, in the axes' units.
 
     Frame: also low, high and memory, which is as the area of a circle.
     """
     (left, right), (bottom, top) = domains
-    wide, high = (right - left) / size[0], (top - bottom) / size[1]  # of a pixel
+    wide, high = (right - left) / SQUARE, (top - bottom) / SQUARE  # of a pixel
     heaviest = frame["memory"].max() or 1.0
     labels, taken = [], []
     for row in frame.to_dicts():
         radius = math.sqrt(LARGEST_POINT * row["memory"] / heaviest / math.pi) + 2
-        across, down = (row[x] - left) / wide, (top - row["value"]) / high
+        across, down = (row["speed"] - left) / wide, (top - row["value"]) / high
         labels.append(Label(row["label"], across, down, radius, CHARACTER * len(row["label"])))
         if row["low"] is not None:
             taken.append(Box(across - 2, (top - row["high"]) / high, across + 2, (top - row["low"]) / high))
-    ends = place(labels, taken, *size)
+    ends = place(labels, taken, SQUARE, SQUARE)
     rows = [(label.text, left + a * wide, top - b * high) for label, (a, b) in zip(labels, ends, strict=True)]
-    return pl.DataFrame(rows, schema=["label", x, "value"], orient="row")
+    return pl.DataFrame(rows, schema=["label", "speed", "value"], orient="row")
 
 
 def _padded(values: Sequence[float]) -> Domain:

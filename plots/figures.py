@@ -33,7 +33,10 @@ NOISE = (
     "Single measurements scatter, and may be negative, which a logarithmic axis leaves out: see the findings."
 )
 GRID = "Means over seeds; × marks a cell whose runs diverged, a frame the best."
-EPOCH = "What one pass over the training rows takes. Says nothing of scaling: that is measured in samples a second."
+EPOCH = (
+    "What one pass over the training rows takes at each run's median step, compiling not counted. Says nothing of "
+    "scaling: that is measured in samples a second."
+)
 SCALING = (
     "Different samples a second, against the declared run in one process; 95 % intervals over paired seeds."
 )
@@ -102,7 +105,7 @@ def _comparisons(summary: Summary) -> list[Drawn]:
             left_out = ""  # said once
     seconds = epoch_bars(summary) if summary.labelled else pl.DataFrame()
     if not seconds.is_empty():
-        title = "Time of an epoch, mean and 95 % interval"
+        title = "Time of an epoch at the median step, 95 % interval"
         axis = _better("seconds of training", "lower")
         drawn.append(Drawn("epoch_seconds", title, charts.costs(seconds, title, axis, runs), EPOCH))
     drawn += _grids(summary)
@@ -227,9 +230,11 @@ def _noise(summary: Summary, points: int) -> list[Drawn]:
 
 def _accuracy(summary: Summary) -> list[Drawn]:
     """Validation accuracy in percent, over epochs where the runs say how long one is."""
+    if not summary.labelled:
+        return []
     name, metric = "val_accuracy", METRICS["val_accuracy"]
     frame = mean_epochs(summary.results)
-    if not summary.labelled or not _has_values(frame, name):
+    if not _has_values(frame, name):
         return []
     frame = frame.with_columns(pl.col(c) * metric.factor for c in (name, f"{name}_low", f"{name}_high"))
     x = "epoch" if frame["epoch"].null_count() == 0 else "step"

@@ -5,8 +5,6 @@ Must not compute a result: numbers and sentences come from metrics/.
 
 from __future__ import annotations
 
-import polars as pl
-
 from metrics.criteria import criteria
 from metrics.epochs import best_by, mean_epochs
 from metrics.measures import METRICS, Metric
@@ -99,18 +97,20 @@ def _share(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     half = estimate.half_width
-    mean = f"{100 * estimate.mean:.1f}".replace("-", "−")
+    mean = f"{100 * estimate.mean:z.1f}"  # z: what is rounded to 0 has no sign
     return mean if half is None else f"{mean} ± {100 * half:.1f}"
 
 
-def epoch_table(summary: Summary, run: str) -> Table | None:
-    """A row an evaluation, means over seeds, the best marked; columns that the run has."""
-    own = mean_epochs(summary.results).filter(pl.col("run") == run)
-    if own.is_empty():
-        return None
-    columns = [(name, head) for name, head in EPOCHS if own[name].null_count() < own.height]
-    rows = [[_epoch_cell(name, row[name]) for name, _ in columns] for row in own.to_dicts()]
-    return [head for _, head in columns], rows
+def epoch_tables(summary: Summary) -> dict[str, Table]:
+    """run -> a row an evaluation, means over seeds, the best marked; columns that the run has."""
+    runs = mean_epochs(summary.results).partition_by("run", as_dict=True, maintain_order=True)
+    tables = {}
+    for run in summary.results.study.runs:
+        if (own := runs.get((run,))) is not None:
+            columns = [(name, head) for name, head in EPOCHS if own[name].null_count() < own.height]
+            rows = [[_epoch_cell(name, row[name]) for name, _ in columns] for row in own.to_dicts()]
+            tables[run] = ([head for _, head in columns], rows)
+    return tables
 
 
 def _epoch_cell(name: str, value: float | str | int | None) -> str:
@@ -131,5 +131,6 @@ def epoch_caption(summary: Summary, run: str) -> str:
     seeds = len(summary.of(run).complete_seeds)
     means = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     return (
-        f"{run}: each evaluation, {means}; training loss and seconds since the one before; best by {by.label}"
+        f"{run}: each evaluation, {means}; training loss since the one before; seconds at the median step, compiling "
+        f"not counted; best by {by.label}"
     )

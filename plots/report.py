@@ -21,7 +21,7 @@ from plots.outcome_tables import (
     Table,
     criteria_tables,
     epoch_caption,
-    epoch_table,
+    epoch_tables,
     scaling_tables,
 )
 from plots.tables import cost_table, hypothesis_lines, outcome, quality_table, verdicts
@@ -109,10 +109,9 @@ def _scaling(summary: Summary) -> str:
 def _course(summary: Summary) -> str:
     """Each run's evaluations, folded away."""
     parts = []
-    for run in summary.complete:
-        if (table := epoch_table(summary, run.run)) is not None:
-            shown = _table(table, epoch_caption(summary, run.run))
-            parts.append(f"<details><summary>{escape(run.run)}</summary>{shown}</details>")
+    for run, table in epoch_tables(summary).items():
+        shown = _table(table, epoch_caption(summary, run))
+        parts.append(f"<details><summary>{escape(run)}</summary>{shown}</details>")
     return f"<h2>Course of training</h2>{''.join(parts)}" if parts else ""
 
 

@@ -19,6 +19,7 @@ from metrics.measures import (
     SCALED,
     SCALING_MEASURES,
     STUDY_METRICS,
+    measured,
 )
 
 STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "seeds": list, "runs": dict}
@@ -26,7 +27,7 @@ STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "se
 OPTIONAL = {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": []}
 PLANNED = ("study", "run", "seed")  # settings that the plan fills in
 BOUNDS = ("at_least", "at_most")
-MEASURES = (*METRICS, *SCALING_MEASURES)
+IMAGINABLE = 2  # efficiency that no run has, whatever its caches hold; a bound beyond it decides nothing
 
 
 def study_problems(study: dict, dataset: object) -> list[str]:
@@ -38,6 +39,8 @@ def study_problems(study: dict, dataset: object) -> list[str]:
     if problems:
         return problems
     runs, seeds = study["runs"], study["seeds"]
+    if unnamed := [name for name in runs if not isinstance(name, str)]:
+        return [f"runs: the name {name!r} must be text: write it in quotes, '{name}'" for name in unnamed]
     if study["baseline"] not in runs:
         problems.append(f"baseline = {study['baseline']!r}: must be one of the runs {', '.join(runs)}")
     problems += _metric_problems(study["metric"], dataset)
@@ -62,13 +65,16 @@ def study_problems(study: dict, dataset: object) -> list[str]:
     return [
         *problems,
         *scaled,
-        *_criteria_problems(study["criteria"], runs, () if scaled else study["scaling"]),
+        *_criteria_problems(study["criteria"], runs, () if scaled else study["scaling"], _labelled(dataset)),
     ]
 
 
+def _labelled(dataset: object) -> bool:
+    return isinstance(dataset, str) and dataset in LABELLED
+
+
 def _metric_problems(metric: str, dataset: object) -> Iterator[str]:
-    labelled = isinstance(dataset, str) and dataset in LABELLED
-    allowed = LABELLED_METRICS if labelled else STUDY_METRICS
+    allowed = LABELLED_METRICS if _labelled(dataset) else STUDY_METRICS
     if metric not in allowed:
         of_rows = metric in LABELLED_METRICS
         also = f"; of labelled data only (dataset = {dataset!r} is text)" if of_rows else ""
@@ -161,11 +167,12 @@ def _scaling_key_problems(scaling: object, runs: dict) -> Iterator[str]:
             yield from one_of(f"{where}.kind", declared["kind"], KINDS)
 
 
-def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str]) -> Iterator[str]:
+def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str], labelled: bool) -> Iterator[str]:
     """Problems with the key `criteria`; `scaling` has the runs whose speedup will be measured."""
     if not isinstance(criteria, list):
         yield f"criteria = {criteria!r}: must be a list, each with run, measure, at_least or at_most"
         return
+    first: dict[str, int] = {}  # a run and a measure, in words: neither need be one yet
     for place, one in enumerate(criteria):
         where = f"criteria[{place}]"
         if not isinstance(one, dict):
@@ -175,10 +182,22 @@ def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str]) -> 
         if "run" in one:
             yield from one_of(f"{where}.run", one["run"], runs, "one of the runs")
         if "measure" in one:
-            yield from one_of(f"{where}.measure", one["measure"], MEASURES)
+            yield from _measure_problems(f"{where}.measure", one["measure"], labelled)
             if one["measure"] in SCALING_MEASURES and one.get("run") not in list(scaling):
                 yield f"{where}.measure = {one['measure']!r}: scaling does not declare {one.get('run')!r}"
+        before = first.setdefault(f"{one.get('measure')} of {one.get('run')}", place)
+        if before < place and {"run", "measure"} <= one.keys():
+            yield f"{where}: {one['measure']} of {one['run']} is criteria[{before}]'s: put both bounds there"
         yield from bound_problems(where, one)
+
+
+def _measure_problems(where: str, name: object, labelled: bool) -> Iterator[str]:
+    """Unless it is what the runs of the study's data set have."""
+    if isinstance(name, str) and name in METRICS and name not in measured(labelled):
+        runs = "classifiers have none" if labelled else "runs on text have none"
+        yield f"{where} = {name!r}: {runs}; must be one of {', '.join((*measured(labelled), *SCALING_MEASURES))}"
+    else:
+        yield from one_of(where, name, (*measured(labelled), *SCALING_MEASURES))
 
 
 def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[str]:
@@ -193,21 +212,39 @@ def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[st
         return
     if len(bounds) == len(BOUNDS) and bounds["at_least"] > bounds["at_most"]:
         yield f"{where}: at_least = {bounds['at_least']} is above at_most = {bounds['at_most']}"
-    metric = METRICS.get(str(one.get("measure")))
-    if not is_ratio and (one.get("measure") == "efficiency" or (metric and metric.unit == "%")):
-        for key, value in bounds.items():
-            if not 0 <= value <= 1 and not (one["measure"] == "efficiency" and key == "at_most"):
-                yield f"{where}.{key} = {value!r}: must be a share from 0 to 1 ({value / 100:g} for {value:g} %)"
+    name = str(one.get("measure"))
+    share = not is_ratio and (name == "efficiency" or (name in METRICS and METRICS[name].unit == "%"))
+    for key, value in bounds.items():
+        # Caches can make an efficiency more than 1: to ask for that is a mistake, to rule it out is none.
+        most = IMAGINABLE if (name, key) == ("efficiency", "at_most") else 1
+        if share and not 0 <= value <= most:
+            yield f"{where}.{key} = {value!r}: must be a share from 0 to {most} ({value / 100:g} for {value:g} %)"
+        elif not share and value <= 0 and (name in METRICS or name in SCALING_MEASURES):
+            yield f"{where}.{key} = {value!r}: must be above 0, as every {name} is"
 
 
 def scaling_problems(study: dict, base: dict) -> list[str]:
-    """Declared pairs that are not what they are said to be, by the settings of both runs."""
+    """Declared pairs that are not what they are said to be, by the settings of both runs; speedups that cannot be."""
     shared = {s.name: s.default for s in SETTINGS.values()} | base
     problems = []
+    for place, one in enumerate(study["criteria"]):
+        processes = (shared | study["runs"][one["run"]])["processes"]
+        if one["measure"] == "speedup" and processes:
+            problems += _speedup_problems(f"criteria[{place}]", one, processes)
     for run, declared in study["scaling"].items():
         own, its = (shared | study["runs"][name] for name in (run, declared["reference"]))
         problems += _pair_problems(run, declared["reference"], declared["kind"], own, its)
     return problems
+
+
+def _speedup_problems(where: str, one: dict, processes: int) -> Iterator[str]:
+    """Bounds that no run in so many processes gets near."""
+    for key in BOUNDS:
+        if one.get(key, 0) > (most := IMAGINABLE * processes):
+            yield (
+                f"{where}.{key} = {one[key]!r}: must be at most {most}, twice the processes of runs.{one['run']}: no "
+                "run is so much faster than one process"
+            )
 
 
 def _pair_problems(run: str, reference: str, kind: str, own: dict, its: dict) -> Iterator[str]:

@@ -30,7 +30,7 @@ from metrics import (
 )
 from plots import outcome_tables, report, tables
 
-WIDTH = 110  # characters, where there is no terminal to ask
+WIDTH = 110  # characters that the tables need: of what is piped, and of a terminal that is narrower
 
 
 def write_dvc_files(reports: Path, study: summary.Summary) -> None:
@@ -77,6 +77,14 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
     return page
 
 
+def terminal() -> Console:
+    """What the tables are printed on, never narrower than they need: a terminal folds lines, a table cuts numbers."""
+    # Run names and questions are plain text: no markup, no emoji.
+    plain = {"markup": False, "emoji": False, "highlight": False}
+    width = Console().width if sys.stdout.isatty() else WIDTH
+    return Console(width=max(width, WIDTH), **plain)
+
+
 def show(console: Console, study: summary.Summary) -> None:
     """The comparison in the terminal: question, criteria, verdict, results, cost, findings, footnotes."""
     plan = study.results.study
@@ -99,7 +107,7 @@ def show(console: Console, study: summary.Summary) -> None:
 def show_course(console: Console, study: summary.Summary) -> None:
     """The course of the baseline's training: every run's is in the report."""
     run = study.results.study.baseline
-    if (table := outcome_tables.epoch_table(study, run)) is not None:
+    if (table := outcome_tables.epoch_tables(study).get(run)) is not None:
         show_table(console, outcome_tables.epoch_caption(study, run), table)
 
 
@@ -137,9 +145,7 @@ def main(arguments: list[str]) -> int:
     reports.mkdir(parents=True, exist_ok=True)
     write_dvc_files(reports, study)
     page = write_tables(reports, study)
-    # Run names and questions are plain text: no markup, no emoji. Piped output gets a width of its own.
-    width = None if sys.stdout.isatty() else WIDTH
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console = terminal()
     show(console, study)
     show_course(console, study)
     console.print(f"\nReport: {page}", soft_wrap=True)

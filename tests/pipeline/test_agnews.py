@@ -15,8 +15,8 @@ SMALL = (
     "width=32",
     "heads=2",
     "mlp_width=64",
-    "dropout=0.1",
-    "embedding_dropout=0.1",
+    "dropout=0",  # it draws other numbers in each process
+    "embedding_dropout=0",
     "token_dropout=0",
     "precision=fp32",
     "compile=none",
@@ -53,7 +53,8 @@ def test_the_study_in_two_processes(sandbox):
         one, two = (json.loads((results / f"small_{n}-{seed}/metrics.json").read_text()) for n in (1, 2))
         assert two["samples"] == one["samples"] == 40 * 64
         assert two["data_order_sha256"] == one["data_order_sha256"]
-        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=0.2)  # dropout draws other numbers
+        first = [float(table(results / f"small_{n}-{seed}/steps.csv")[0]["train_loss"]) for n in (1, 2)]
+        assert first[1] == pytest.approx(first[0], rel=1e-5)  # of the same weights on the same samples
         ledger = json.loads((results / f"small_2-{seed}/ledger.json").read_text())["entries"]
         assert [line["what"] for line in ledger if not line["agrees"]] == []
         assert json.loads((results / f"small_2-{seed}/scaling.json").read_text())["ranks"] == 2

@@ -1,13 +1,27 @@
 """The course of a training: epochs from samples, seconds without evaluation, the best row marked."""
 
+import json
+
 import polars as pl
 import pytest
 from fake_classifier import classifier_study
-from fake_results import write_study
+from fake_results import write_json, write_study
 
+from engine import probes
 from metrics import rows, summary
-from metrics.epochs import csv_frame, epoch_bars, epoch_seconds, epochs, mean_epochs
-from plots.outcome_tables import epoch_table
+from metrics.epochs import (
+    WARM_UP_STEPS,
+    csv_frame,
+    epoch_bars,
+    epoch_seconds,
+    epochs,
+    mean_epochs,
+    seconds_until,
+    steady_seconds,
+)
+from metrics.frames import bars
+from plots import figures, outcome_tables, report
+from plots.outcome_tables import epoch_caption, epoch_tables
 from stages import summarize
 
 
@@ -81,12 +95,71 @@ def test_seconds_of_an_epoch(results):
 
 def test_the_table_has_percents_and_marks_the_best(results):
     study = summary.summarize(rows.read(results))
-    heads, cells = epoch_table(study, "small_1")
+    heads, cells = epoch_tables(study)["small_1"]
     assert heads[-2:] == ["validation accuracy (%)", "best"]
     assert cells[1] == ["19", "2.00", "0.8550", "0.1000", "0.2000", "0.2700", "91.40", "best"]
     for seed in (1, 2, 3):
         (results / f"small_2-{seed}" / "metrics.json").unlink()
-    assert epoch_table(summary.summarize(rows.read(results)), "small_2") is None
+    assert list(epoch_tables(summary.summarize(rows.read(results)))) == ["small_1", "large_1", "large_2"]
+
+
+def compiles(results, run, seconds, seeds=(1, 2, 3)):
+    """Let the first step of a run have taken so long."""
+    for seed in seeds:
+        path = results / f"{run}-{seed}" / "steps.csv"
+        head, first, *others = path.read_text().splitlines()
+        cells = first.split(",")
+        path.write_text("\n".join([head, ",".join([*cells[:5], str(seconds), *cells[6:]]), *others]) + "\n")
+
+
+def test_compiling_is_in_no_time(results):
+    plain = rows.read(results)
+    compiles(results, "small_1", 19.0)
+    read = rows.read(results)
+    assert read.steps["step_seconds"].max() == 19.0
+    assert epochs(read)["seconds"].to_list() == pytest.approx(epochs(plain)["seconds"].to_list())
+    assert epoch_seconds(read)["small_1"] == pytest.approx(dict.fromkeys((1, 2, 3), 0.1))
+    caption = epoch_caption(summary.summarize(read), "small_1")
+    assert "seconds at the median step, compiling not counted" in caption
+
+
+def test_seconds_until_a_step_have_the_first_three_at_the_median():
+    steps = pl.DataFrame({"step": range(6), "step_seconds": [19.0, 5.0, 4.0, 1.0, 2.0, 3.0]})
+    assert [seconds_until(steps, step) for step in (0, 2, 3, 5)] == [2.0, 6.0, 7.0, 12.0]
+    assert (steady_seconds(steps), steady_seconds(steps.head(3)), seconds_until(steps.head(3), 2)) == (
+        2,
+        5,
+        15,
+    )
+    assert WARM_UP_STEPS == probes.WARM_UP_STEPS
+    assert all(
+        steady_seconds(steps.head(n)) == probes.steady(steps["step_seconds"][:n].to_list()) for n in (2, 5, 6)
+    )
+
+
+def test_an_interval_of_times_ends_at_nothing(results):
+    for seed, seconds in ((1, 0.001), (2, 0.03), (3, 0.06)):
+        path = results / f"large_1-{seed}" / "steps.csv"
+        path.write_text(path.read_text().replace(",0.04,", f",{seconds},"))
+        path = results / f"large_1-{seed}" / "metrics.json"
+        write_json(path, json.loads(path.read_text()) | {"peak_memory_gib": 10 * seconds})
+    study = summary.summarize(rows.read(results))
+    drawn = epoch_bars(study).filter(run="large_1")
+    assert drawn["low"][0] == 0.0 and drawn["high"][0] > 2 * drawn["value"][0]
+    assert bars(study, ("peak_memory_gib",)).filter(run="large_1")["low"][0] == 0.0
+
+
+def test_the_means_are_made_once_for_all_runs(results, tmp_path, monkeypatch):
+    made = []
+    whole = outcome_tables.mean_epochs
+    monkeypatch.setattr(outcome_tables, "mean_epochs", lambda *of: made.append(of) or whole(*of))
+    study = summary.summarize(rows.read(results))
+    assert report.html(study).count("<details><summary>") == 4 and len(made) == 1
+
+
+def test_a_language_model_s_charts_ask_for_no_means(tmp_path, monkeypatch):
+    monkeypatch.delattr(figures, "mean_epochs")
+    assert "val_loss" in figures.every(summary.summarize(rows.read(write_study(tmp_path))))
 
 
 def test_the_terminal_has_the_baselines_and_the_report_every_runs(results, tmp_path, capsys):

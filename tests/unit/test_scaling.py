@@ -82,7 +82,7 @@ def put(results, run, seconds, seeds=SEEDS):
         home = results / f"{run}-{seed}"
         write_json(home / "scaling.json", seconds)
         metrics = json.loads((home / "metrics.json").read_text())
-        pace = seconds["samples_drawn"] / max(seconds["loaded_seconds"])
+        pace = seconds["samples_distinct"] / max(seconds["loaded_seconds"])
         write_json(home / "metrics.json", metrics | {"samples_per_second": pace})
 
 

@@ -82,6 +82,14 @@ def test_a_mistake_in_a_study_is_named(tmp_path, override, message):
     assert message in str(caught.value)
 
 
+def test_equal_samples_are_checked_before_anything_runs(tmp_path):
+    params = composed(tmp_path / "params.yaml", "study=quickstart", "axis=samples", "+runs.sgd.steps=90")
+    with pytest.raises(
+        ConfigError, match="runs.sgd: is given 1,440 samples, the baseline adamw 1,600, and the study"
+    ):
+        resolve_study(params)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -206,12 +214,66 @@ def criterion(**changes):
         (criterion(at_most=1.5), "criteria[0]: at_least = 1.8 is above at_most = 1.5"),
         (criterion(measure="test_accuracy", at_least=91), "criteria[0].at_least = 91: must be a share from 0 to 1 "
          "(0.91 for 91 %)"),
+        (criterion(measure="test_accuracy", at_least=0.9), "criteria[0].measure = 'test_accuracy': runs on text have "
+         "none; must be one of test_loss, test_perplexity, "),
+        (criterion(measure=["speedup"]), "criteria[0].measure = ['speedup']: must be one of test_loss, "),
+        (criterion(measure="efficiency", at_least=0.5, at_most=90), "criteria[0].at_most = 90: must be a share from "
+         "0 to 2 (0.9 for 90 %)"),
+        (criterion(measure="efficiency", at_least=90), "criteria[0].at_least = 90: must be a share from 0 to 1"),
+        (criterion(at_least=-1), "criteria[0].at_least = -1: must be above 0, as every speedup is"),
+        (criterion(at_least=4.1), "criteria[0].at_least = 4.1: must be at most 4, twice the processes of runs."),
+        (criterion(at_most=180), "criteria[0].at_most = 180: must be at most 4, twice the processes of runs.weak_2"),
+        *((criterion(measure=name, at_least=0.5, at_most=-2), f"criteria[0].at_most = -2: must be above 0, as every "
+           f"{name} is") for name in ("train_seconds", "tokens_per_second", "peak_memory_gib", "test_loss")),
+        ({"criteria": [*CRITERIA, CRITERIA[0] | {"at_least": 1.9}]}, "criteria[2]: speedup of weak_2 is criteria[0]'s"
+         ": put both bounds there"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_scaling_or_criteria_is_named(tmp_path, changes, message):
     with pytest.raises(ConfigError) as caught:
         resolve_study(scaled(tmp_path, **changes))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        criterion(at_least=4),
+        criterion(measure="efficiency", at_least=1, at_most=2),
+        criterion(measure="test_perplexity", at_least=1),
+        {
+            "criteria": [
+                *CRITERIA,
+                CRITERIA[0] | {"run": "small_2"},
+                CRITERIA[0] | {"measure": "efficiency", "at_least": 0},
+            ]
+        },
+    ],
+)
+def test_what_can_just_be_met_is_a_criterion(tmp_path, changes):
+    study, _ = resolve_study(scaled(tmp_path, **changes))
+    assert study["criteria"] == changes["criteria"]
+
+
+@pytest.mark.parametrize("name", ["test_perplexity", "test_bits_per_byte"])
+def test_a_classifier_has_nothing_that_is_of_text(tmp_path, name):
+    agnews = composed(
+        tmp_path / "params.yaml", "study=agnews", f"criteria=[{{run: small_1, measure: {name}, at_least: 1}}]"
+    )
+    with pytest.raises(
+        ConfigError, match=f"'{name}': classifiers have none; must be one of test_loss, test_acc"
+    ):
+        resolve_study(agnews)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"criteria": [{"run": "one", "measure": "test_loss", "at_most": 2}]}]
+)
+def test_a_run_s_name_is_text(tmp_path, changes):
+    """YAML reads 1 as a number, of which no name is near."""
+    with pytest.raises(ConfigError) as caught:
+        resolve_study(scaled(tmp_path, baseline="first", runs={1: {}, "small_1": {}}, **changes))
+    assert str(caught.value).endswith("runs: the name 1 must be text: write it in quotes, '1'")
 
 
 def test_all_mistakes_are_told_at_once(tmp_path):

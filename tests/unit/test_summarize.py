@@ -2,10 +2,13 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
+from engine_runs import REPOSITORY
 from fake_results import write_json, write_run, write_study
+from ruamel.yaml import YAML
 
 from stages import summarize
 
@@ -39,6 +42,18 @@ def test_writes_every_file_and_prints_the_table(tmp_path, capsys):
     assert max(map(len, printed.splitlines()[:-1])) <= 110  # the last line is the report's path
     assert "identical" in printed
     assert f"Report: {reports / 'report.html'}" in printed
+
+
+@pytest.mark.parametrize(("columns", "width"), [(60, 110), (110, 110), (150, 150)])
+def test_a_narrow_terminal_folds_lines_and_loses_nothing(tmp_path, capsys, monkeypatch, columns, width):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert summarize.terminal().width == width
+    assert summarize.main([str(write_study(tmp_path)), str(tmp_path / "reports")]) == 0
+    printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    rows = [line for line in printed.splitlines() if line.split()[:1] == ["adamw-checkpointing"]]
+    assert len(rows) == 2 and all(len(row.split()) >= 7 for row in rows) and "…" not in printed
 
 
 def test_unfinished_run_is_listed_without_numbers(tmp_path, capsys):
@@ -95,6 +110,15 @@ def test_every_table_marks_what_did_not_go_as_requested(tmp_path, capsys):
     }
     others = dict.fromkeys(("adamw", "adamw-checkpointing"), "as requested")
     assert in_effect == others | {"sgd": words}
+
+
+def test_what_dvc_draws_says_no_unit_that_depends_on_what_a_study_is_of():
+    """One dvc.yaml for all studies: a loss is of a token or of a row, a speed of tokens or of samples."""
+    plots = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    labels = [
+        text for plot in plots for own in plot.values() for key, text in own.items() if key.endswith("_label")
+    ]
+    assert len(labels) >= 8 and not [text for text in labels if re.search("token|row|sample", text)]
 
 
 @pytest.mark.parametrize("unfinished", [False, True])

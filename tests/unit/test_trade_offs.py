@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
+from fake_classifier import classifier_study
 from fake_results import write_json, write_study
 
 from metrics import rows, summary
@@ -69,6 +71,13 @@ def test_runs_without_speed_or_comparison_have_no_row_and_beat_nobody(results):
         "worse": "yes",
         "better": "yes",
     }
+
+
+def test_a_share_is_in_percent(tmp_path):
+    first = trade_offs(summary.summarize(rows.read(classifier_study(tmp_path)))).row(0, named=True)
+    half = 4.302653 * 0.1 / math.sqrt(3)  # points
+    assert (first["metric"], first["speed"]) == ("test accuracy (%)", pytest.approx(25_600))
+    assert (first["low"], first["value"], first["high"]) == pytest.approx((91.2 - half, 91.2, 91.2 + half))
 
 
 def test_a_diverged_run_has_no_row(results):
