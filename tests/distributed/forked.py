@@ -12,6 +12,7 @@ torchrun's do.
 
 import json
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -136,9 +137,15 @@ def main() -> None:
     for run in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         config = load(run["file"])
         tokens = tokens_for(config)
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        children = [fork(rank, run, config, tokens, store.port) for rank in range(run["processes"])]
+        # The store's thread begins after the forks: one that holds a lock at a fork holds it in the child for ever.
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        children = [fork(rank, run, config, tokens, port) for rank in range(run["processes"])]
+        store = dist.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
         exits[run["name"]] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        del store
     Path("exits.json").write_text(json.dumps(exits), encoding="utf-8")
 
 
