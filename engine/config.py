@@ -200,6 +200,13 @@ class Model:
         at_least=0,
         below=1,
     )
+    output_dropout: float = setting(
+        0.0,
+        "dropout probability of what the output head reads",
+        at_least=0,
+        below=1,
+        only_if={"model": ("gpt",)},
+    )
 
 
 @dataclass(frozen=True)
