@@ -500,6 +500,9 @@ class Compile:
     compile_dynamic: bool = setting(
         False, "compile for any batch shape", only_if={"compile": ("blocks", "model")}
     )
+    step_graph: bool = setting(
+        False, "replay whole training steps, with the optimizer's update, as one CUDA graph: for small models"
+    )
 
 
 @dataclass(frozen=True)
