@@ -54,6 +54,16 @@ def test_metrics_show_reads_as_one_row_a_run(sandbox, first):
     assert len(rows) == 2 and "base.json" in rows[0] and "own_lr.json" in rows[1], table
 
 
+def test_a_second_study_leaves_the_first_alone_and_coming_back_reruns_nothing(sandbox, first):
+    before = (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes()
+    output = sandbox.experiment("study=other")
+    assert ran(output) == {"plan", "tokenize", "train@1-base", "eval@1-base", "summarize"}
+    assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
+    back = sandbox.experiment("study=tiny")
+    assert not ran(back) & (BOTH | {"tokenize", "eval@1-base", "eval@1-own_lr"}), back
+    assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
+
+
 def test_a_changed_lr_reruns_only_the_runs_that_inherit_it(sandbox, first):
     output = sandbox.experiment("study=tiny", "lr=2.5e-4")
     assert ran(output) & BOTH == {"train@1-base"}, output
@@ -62,17 +72,6 @@ def test_a_changed_lr_reruns_only_the_runs_that_inherit_it(sandbox, first):
     diff = sandbox.run("dvc", "metrics", "diff", "--md")
     changed = {line.split("|")[1].strip() for line in diff.splitlines() if "test_loss" in line}
     assert changed == {"reports/tiny/metrics/base.json"}, diff
-
-
-def test_a_second_study_leaves_the_first_alone_and_coming_back_reruns_nothing(sandbox, first):
-    sandbox.experiment("study=tiny")
-    before = (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes()
-    output = sandbox.experiment("study=other")
-    assert ran(output) == {"plan", "tokenize", "train@1-base", "eval@1-base", "summarize"}
-    assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
-    back = sandbox.experiment("study=tiny")
-    assert not ran(back) & (BOTH | {"tokenize", "eval@1-base", "eval@1-own_lr"}), back
-    assert (sandbox.path / "results/tiny/base-1/steps.csv").read_bytes() == before
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +107,23 @@ def test_a_hand_edit_of_params_is_refused_not_lost(sandbox, first):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    "mistakes",
     [
-        ("+learning_rate=1", "learning_rate: unknown setting (nearest: lr)"),
-        ("lr=fast", "lr = 'fast': must be a number > 0"),
-        ("dropout=1.5", "dropout = 1.5: must be a number ≥ 0 and < 1"),
-        ("momentum=0.5", "momentum = 0.5: would do nothing with optimizer = adamw; it needs optimizer = sgd"),
-        ("data_dir=/nowhere", "/nowhere/train.txt is missing"),
+        {
+            "+learning_rate=1": "learning_rate: unknown setting (nearest: lr)",
+            "lr=fast": "lr = 'fast': must be a number > 0",
+            "dropout=1.5": "dropout = 1.5: must be a number ≥ 0 and < 1",
+        },
+        {"momentum=0.5": "momentum = 0.5: would do nothing with optimizer = adamw; it needs optimizer = sgd"},
+        {"data_dir=/nowhere": "/nowhere/train.txt is missing"},
     ],
+    ids=["values", "effect", "data"],
 )
-def test_a_mistake_is_named_before_anything_runs_and_nothing_is_lost(sandbox, first, override, message):
+def test_mistakes_are_named_before_anything_runs_and_nothing_is_lost(sandbox, first, mistakes):
     results = sandbox.path / "results/tiny/base-1/steps.csv"
     before = results.read_bytes()
-    output = sandbox.experiment("study=tiny", override, status=255)
-    assert message in output, output
+    output = sandbox.experiment("study=tiny", *mistakes, status=255)
+    assert all(message in output for message in mistakes.values()), output
     assert not {stage for stage in ran(output) if stage.startswith("train")}
     assert "Traceback" not in output
     assert results.read_bytes() == before
