@@ -10,6 +10,7 @@ from engine.config import Guards, Schedule, Training
 from engine.data.batches import IGNORED
 from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
+from engine.optimizers import counters
 from engine.profiling import part
 from engine.schedule import of_step
 
@@ -49,9 +50,13 @@ class Step:
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
 
     @property
-    def stateful(self) -> dict[str, LossScale | Guard]:
+    def stateful(self) -> dict:
         """What a checkpoint must hold besides weights, optimizer and random states."""
-        return {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
+        found = {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
+        history = getattr(
+            self.optimizer, "history", None
+        )  # what an optimizer keeps beside each parameter's state
+        return found | ({"optimizer_history": history} if history else {})
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return that of groups without a factor of their own."""
@@ -87,6 +92,7 @@ class Step:
             sums = parallel.total(torch.cat([sums, grad_norm[None], squares]))
             loss, grad_norm = sums[0] / count, sums[probed] / self.ranks.data_size
             self._update(step, loss, grad_norm)
+            counted = counters.of_update(self.optimizer, self.ranks)
         forwards = len(micro_batches) * self.ranks.data_size
         return {
             "lr": lr,
@@ -95,6 +101,7 @@ class Step:
             "targets": count,
             "activation_norms": (sums[1:probed] / forwards).sqrt(),
             "gradient_norms": sums[probed + 1 :].sqrt(),
+            "counters": counted,
         }
 
     def gradient_norm(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -128,11 +135,15 @@ class Step:
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
         squares = self.block_norms.squares()
+        if hasattr(self.optimizer, "before_clipping"):
+            self.optimizer.before_clipping()
         return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
 
     def _update(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Apply the gradients, unless the guard is against it, and clear them."""
         refused = self.guard.judge(step, loss, grad_norm) if self.guard.active else None
+        if hasattr(self.optimizer, "grad_norm"):
+            self.optimizer.grad_norm = grad_norm
         if self.loss_scale:
             self.loss_scale.step(self.optimizer, grad_norm, refused)
         elif refused is not None:

@@ -8,9 +8,14 @@ import torch.nn as nn
 MATRICES = "matrices"  # name of the group that Muon updates
 
 
-def of(model: nn.Module, settings) -> list[dict]:
-    """The parameter groups that an optimizer with these settings (engine.config.Optimizer) wants of `model`."""
+def of(model: nn.Module, settings, *, seed: int = 0) -> list[dict]:
+    """The parameter groups that an optimizer with these settings (engine.config.Optimizer) wants of `model`.
+
+    seed: of what an optimizer draws.
+    """
     groups = decay_groups(model, settings.weight_decay)
+    if settings.optimizer == "spam":
+        return [{**group, "seed": seed} for group in groups]
     if settings.optimizer != "muon":
         return groups
     in_blocks = {p for n, p in model.named_parameters() if ".layers." in f".{n}"}
@@ -32,3 +37,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": weight_decay, "name": "decay"},
         {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0, "name": "no_decay"},
     ]
+
+
+def described(groups: list[dict]) -> str:
+    """Each group with its parameters and its decay: `decay: 8192 parameters, weight decay 0.1; …`."""
+    return "; ".join(
+        f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
+        for g in groups
+    )
