@@ -102,8 +102,8 @@ def _update(
     ratio = tl.where(fresh, 0.0, gradient * gradient / tl.where(fresh, 1.0, second))
     count = tl.sum((cut != gradient).to(tl.int32), axis=0)
     if count > 0:
-        tl.atomic_add(clipped + number, count.to(tl.int64))
-    tl.atomic_max(largest + number, tl.minimum(tl.max(ratio, axis=0), 3.0e38))
+        tl.atomic_add(clipped + number, count.to(tl.int64), sem="relaxed")
+    tl.atomic_max(largest + number, tl.minimum(tl.max(ratio, axis=0), 3.0e38), sem="relaxed")
     first = beta1 * first + rest1 * cut
     second = beta2 * second + rest2 * cut * cut
     weight = tl.load(p + at, mask=here, other=0.0)
