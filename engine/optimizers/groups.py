@@ -3,7 +3,12 @@
 Matrices and embeddings decay; biases, layer norms and other vectors do not. Muon's are the matrices of the blocks.
 """
 
+import importlib
+
+import torch
 import torch.nn as nn
+
+from engine.models import MODELS
 
 MATRICES = "matrices"  # name of the group that Muon updates
 
@@ -37,6 +42,14 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": weight_decay, "name": "decay"},
         {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0, "name": "no_decay"},
     ]
+
+
+def of_run(config, vocabulary_size: int, classes: int = 0) -> list[dict]:
+    """The groups of the run that `config`, an engine.config.Config, describes; its weights are not made."""
+    build = importlib.import_module(MODELS[config.model.model]).build
+    with torch.device("meta"):
+        model = build(config.model, vocabulary_size, (), classes)
+    return of(model, config.optimizer)
 
 
 def described(groups: list[dict]) -> str:

@@ -204,6 +204,14 @@ def test_a_tensor_with_more_than_a_chunk_is_a_chunk_of_its_own(chunk_bytes, chun
     assert_same_state(plain, plain_optimizer, moved, optimizer)
 
 
+def test_amsgrads_third_tensor_counts():
+    """12 bytes a parameter of 16,384, 8,192 and 8,192, and biases: 196,608 | 98,304 + 98,304 | 2,304 of ≤ 197,000."""
+    model = small_model()
+    optimizer, device = offloaded(optimizer_of(model, amsgrad=True), 197_000)
+    advance(model, optimizer, 2)
+    assert optimizer.offload.chunks == 3 and device.largest_bytes <= 197_000
+
+
 def test_host_memory_is_used_again_step_after_step():
     model = small_model()
     optimizer, _ = offloaded(optimizer_of(model))
