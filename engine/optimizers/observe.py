@@ -89,11 +89,11 @@ def _decay(settings, optimizer: torch.optim.Optimizer) -> Line:
 
 
 def _amsgrad(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
-    """Of how many parameters the largest second moment is kept; no line where none is and none was asked for."""
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    having = sum("max_exp_avg_sq" in optimizer.state.get(p, {}) for p in parameters)
+    """Of how many parameters the largest second moment is kept, where that was asked for."""
     if not settings.amsgrad:
         return []
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    having = sum("max_exp_avg_sq" in optimizer.state.get(p, {}) for p in parameters)
     how = "tensors of its state after a step"
     found = f"largest second moments of {having} of {len(parameters)} parameters"
     return [Line("amsgrad", "true", found, how, having == len(parameters))]

@@ -263,9 +263,10 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
     )
     if not isinstance(optimizer, Spam):
         return [Line("spam", wanted, "none", "class of the optimizer", False)]
+    # First, because the host waits here for the device, and so for states on their way to host memory.
+    clipped, largest, _, factor = (x.item() for x in optimizer.seen.values())
     own = [optimizer.state[p] for p in optimizer.parameters]
     updates, since = ({int(s[name].item()) for s in own} for name in ("updates", "since_reset"))
-    clipped, largest, _, factor = (x.item() for x in optimizer.seen.values())
     count, latest, period = max(updates), max(since), settings.spam_reset_steps
     resets = (count - 1) // period if period and count else 0
     expected = (count - 1) % period + 1 if period and count else count
