@@ -84,6 +84,16 @@ BUDGETS = {
     f"budget_{share}": {"activation_checkpointing": "budget", "memory_budget": share}
     for share in (0.7, 0.5, 0.3, 0.1)
 }
+OPTIMIZERS = {
+    "sgd": {"optimizer": "sgd"},
+    "adam": {"optimizer": "adam"},
+    "adamw, amsgrad": {"amsgrad": True},
+    "adamw8bit": {"optimizer": "adamw8bit"},
+    "muon": {"optimizer": "muon"},
+    "spam": {"optimizer": "spam"},
+    "spam at density 0.5": {"optimizer": "spam", "spam_density": 0.5},
+    "adamwspam_legacy": {"optimizer": "adamwspam_legacy"},
+}
 GPU = BEST["cuda"]
 GPU_BLOCKS = GPU | {"compile": "blocks"}
 BY_AUTOGRAD = {"gradient_sums": "autograd"}
@@ -169,6 +179,12 @@ EXPERIMENTS = {
                 "optimizer in host memory": {ON: {"optimizer_offload": True}},
                 "Python's own garbage collection": {ON: {"gc_interval": 0}},
             },
+        ),
+        Experiment(
+            "optimizers",
+            "What does each optimizer's update cost a step, beside fused AdamW's?",
+            GPU,
+            {"optimizer": OPTIMIZERS},
         ),
         Experiment(
             "frontier",

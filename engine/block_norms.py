@@ -7,7 +7,7 @@ adds up over the ranks anyway.
 import torch
 import torch.nn as nn
 
-from engine import parallel
+from engine import parallel, split
 from engine.memory import local
 
 
@@ -20,15 +20,9 @@ class BlockNorms:
         self._parameters = [p for _, p in found]
         device = ranks.device
         self._place = torch.tensor([place for place, _ in found], dtype=torch.int64, device=device)
-        self._weight = torch.tensor([self._share(p) for p in self._parameters], device=device)
-
-    def _share(self, p: torch.Tensor) -> float:
-        """Of how much of the sum over all ranks this rank's part counts: 1 where it is in no other's part."""
-        parts = 1
-        if hasattr(p, "to_local"):
-            for size, placement in zip(p.device_mesh.shape, p.placements, strict=True):
-                parts *= 1 if placement.is_replicate() else size
-        return parts / self.ranks.world_size
+        self._weight = torch.tensor(
+            [split.share(p, ranks.world_size) for p in self._parameters], device=device
+        )
 
     def squares(self) -> torch.Tensor:
         """(blocks,) float32: their sums over the ranks that read different data are the squared norms."""

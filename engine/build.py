@@ -95,5 +95,5 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, cla
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The run's optimizer over its parameter groups."""
     build = importlib.import_module(OPTIMIZERS[config.optimizer.optimizer]).build
-    optimizer = build(groups.of(model, config.optimizer), config.optimizer)
+    optimizer = build(groups.of(model, config.optimizer, seed=config.run.seed), config.optimizer)
     return offload(optimizer) if config.optimizer.optimizer_offload else optimizer

@@ -209,6 +209,9 @@ class Model:
     )
 
 
+WITH_TWO_MOMENTS = ("adamw", "adam", "adamw8bit", "muon", "spam", "adamwspam_legacy")  # of optimizers
+
+
 @dataclass(frozen=True)
 class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
@@ -231,20 +234,76 @@ class Optimizer:
         "decay of the first moment",
         at_least=0,
         below=1,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
+        only_if={"optimizer": WITH_TWO_MOMENTS},
     )
     beta2: float = setting(
         0.95,
         "decay of the second moment",
         at_least=0,
         below=1,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
+        only_if={"optimizer": WITH_TWO_MOMENTS},
     )
     epsilon: float = setting(
         1e-8,
         "added to the root of the second moment",
         above=0,
-        only_if={"optimizer": ("adamw", "adam", "adamw8bit", "muon")},
+        only_if={"optimizer": WITH_TWO_MOMENTS},
+    )
+    amsgrad: bool = setting(
+        False,
+        "divide by the root of the largest second moment so far (AMSGrad)",
+        only_if={"optimizer": ("adamw", "adam")},
+    )
+    spam_threshold: float = setting(
+        5000.0,
+        "a gradient whose square is above this many times its second moment is cut to that",
+        above=0,
+        only_if={"optimizer": ("spam",)},
+    )
+    spam_reset_steps: int = setting(
+        500,
+        "updates between resets of both moments; 0: none",
+        unit="steps",
+        at_least=0,
+        only_if={"optimizer": ("spam",)},
+    )
+    spam_warmup_steps: int = setting(
+        150,
+        "updates over which their size grows from 0, at the start and after each reset; 0: none",
+        unit="steps",
+        at_least=0,
+        only_if={"optimizer": ("spam",)},
+    )
+    spam_density: float = setting(
+        1.0,
+        "share of a matrix's entries, drawn anew at each reset, that have moments and are updated",
+        above=0,
+        at_most=1,
+        only_if={"optimizer": ("spam",)},
+    )
+    legacy_threshold: float = setting(
+        50.0,
+        "a gradient above the root of this many times its second moment is cut to that",
+        above=0,
+        only_if={"optimizer": ("adamwspam_legacy",)},
+    )
+    legacy_spike: float = setting(
+        2.0,
+        "standard deviations above the mean of the last gradient norms that halve the first moment",
+        above=0,
+        only_if={"optimizer": ("adamwspam_legacy",)},
+    )
+    legacy_reset_counts: int = setting(
+        1000,
+        "counts between resets of both moments, of which each update takes two",
+        at_least=1,
+        only_if={"optimizer": ("adamwspam_legacy",)},
+    )
+    legacy_warmup_counts: int = setting(
+        100,
+        "counts after each reset over which the learning rate grows again; 0: none",
+        at_least=0,
+        only_if={"optimizer": ("adamwspam_legacy",)},
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1, only_if={"optimizer": ("sgd",)})
     muon_lr: float = setting(

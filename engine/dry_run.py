@@ -113,7 +113,7 @@ class DryRun:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.config.optimizer
-        own = groups.of(self.model, settings)
+        own = groups.of(self.model, settings, seed=self.config.run.seed)
         if settings.optimizer == "adamw8bit" and (
             settings.optimizer_fallback == "none" or is_installed(LIBRARIES["adamw8bit"])
         ):

@@ -16,7 +16,10 @@ from engine.memory import local
 from engine.split import with_local
 
 CHUNK_BYTES = 256 * 2**20  # of state on the device at a time; a tensor with more is a chunk of its own
-BYTES_A_PARAMETER = 8  # two fp32 moments: the most that an optimizer here keeps
+BYTES_A_PARAMETER, OF_AMSGRAD = (
+    8,
+    4,
+)  # two fp32 moments: the most that an optimizer here keeps without AMSGrad
 
 ToHost = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 ToDevice = Callable[[torch.Tensor, torch.device], torch.Tensor]
@@ -90,11 +93,14 @@ class Offload:
     def _chunks(self, whole: list[list]) -> Iterator[list[list]]:
         """The parameters with a gradient, in parts of at most the chunk's bytes; each part by group."""
         chunk, size = [[] for _ in whole], 0
+        each = [
+            BYTES_A_PARAMETER + OF_AMSGRAD * g.get("amsgrad", False) for g in self._optimizer.param_groups
+        ]
         for i, params in enumerate(whole):
             for p in params:
                 if p.grad is None:
                     continue
-                bytes_ = BYTES_A_PARAMETER * local(p).numel()
+                bytes_ = each[i] * local(p).numel()
                 if size and size + bytes_ > self._chunk_bytes:
                     yield chunk
                     chunk, size = [[] for _ in whole], 0

@@ -6,6 +6,7 @@ import torch.nn as nn
 from engine import compiling, guards, lengths, parallel, probes, rundir, scaling, vocabulary
 from engine.evaluate import evaluated
 from engine.guards import Diverged
+from engine.optimizers import counters, observe
 
 
 def diverged(run, end: Diverged) -> None:
@@ -86,6 +87,8 @@ def _summary(run, data_order: str) -> dict:
         **run.shards.figures(seconds),
         **_memory(run, rows),
         **guards.counts(run.step.guard, run.step.loss_scale),
+        **counters.figures(rows, counters.names(run.optimizer), run.parameter_count),
+        "optimizer_memory_multiple": observe.memory_multiple(run.optimizer),
         "train_seconds": sum(float(row["step_seconds"]) for row in rows),
         **run.seconds,
         "compile_seconds": compiling.proof().seconds,

@@ -194,6 +194,18 @@ def text(plan: Plan, config: Config, kind: str, ranks: int, capacity: float | No
     return "\n".join(lines)
 
 
+def decay_text(config: Config, vocabulary_size: int, classes: int = 0) -> str:
+    """The optimizer's groups of parameters of the whole model, and the weight decay of each."""
+    from engine.optimizers import groups
+
+    found = groups.of_run(config, vocabulary_size, classes)
+    lines = [f"\n{config.optimizer.optimizer}: parameters of all ranks, weight decay"]
+    for group in found:
+        count = sum(p.numel() for p in group["params"])
+        lines.append(f"  {group['name']:<28}{count:>16,}{group['weight_decay']:>8g}")
+    return "\n".join(lines)
+
+
 def check(plan: Plan, fits: int, config: Config, ranks: int, capacity: float) -> None:
     """Raise ConfigError if the plan does not fit, with the micro-batch that would; `fits`: the largest that does."""
     if plan.peak <= capacity:
@@ -230,14 +242,17 @@ def main(arguments: list[str] | None = None) -> None:
     kind, capacity = device(config, asked.device_memory_gib)
     plan = estimate(config, vocabulary, kind, ranks, classes=classes)
     print(text(plan, config, kind, ranks, capacity))
+    decay = decay_text(config, vocabulary, classes)
     if capacity is None:
+        print(decay)
         return
     other = 1 if plan.micro_batch > 1 else 2
     smaller, larger = sorted(
         [plan, estimate(config, vocabulary, kind, ranks, other, classes)], key=lambda p: p.micro_batch
     )
     fits = largest_micro_batch(smaller, larger, capacity)
-    print(f"  {'micro-batch that would fit, about':<34}{fits:>10}", flush=True)
+    print(f"  {'micro-batch that would fit, about':<34}{fits:>10}")
+    print(decay, flush=True)
     check(plan, fits, config, ranks, capacity)
 
 

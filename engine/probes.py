@@ -72,17 +72,20 @@ class Recorder:
         context: int,
         norm_layers: tuple[int, ...],
         gradient_layers: tuple[int, ...] = (),
+        counters: tuple[str, ...] = (),
         sees_memory: bool = True,
     ):
         """targets_per_sample, context: targets and tokens of one sample; a step's targets are what is counted.
 
+        counters: what the optimizer counts in an update.
         sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
         self.targets_per_sample, self.context = targets_per_sample, context
         self.distinct_share = 1.0  # of the samples that all ranks drew
         self._sees_memory = sees_memory and device.type == "cuda"
-        self.norm_columns = [f"activation_norm_{i}" for i in norm_layers]
-        self.norm_columns += [f"gradient_norm_{i}" for i in gradient_layers]
+        self.more_columns = [f"activation_norm_{i}" for i in norm_layers]
+        self.more_columns += [f"gradient_norm_{i}" for i in gradient_layers]
+        self.more_columns += counters
         columns = [
             "step",
             "tokens_seen",
@@ -94,7 +97,7 @@ class Recorder:
             "samples_per_second",
             "data_wait_seconds",
             "peak_memory_gib",
-            *self.norm_columns,
+            *self.more_columns,
         ]
         self.table = Table(directory / "steps.csv", columns, every_step=True)
         self._pending: list[tuple] = []
@@ -117,8 +120,8 @@ class Recorder:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
         names = ("train_loss", "grad_norm", "targets")
-        norms = measured["activation_norms"], measured["gradient_norms"]
-        values = torch.cat([torch.stack([measured[n] for n in names]), *norms])
+        more = (measured[n] for n in ("activation_norms", "gradient_norms", "counters"))
+        values = torch.cat([torch.stack([measured[n] for n in names]), *more])
         if self.device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
         stop = self.clock.now()
@@ -141,7 +144,7 @@ class Recorder:
 
     def _row(self, fields: dict, values: torch.Tensor, start, stop) -> dict:
         seconds = self.clock.seconds(start, stop)  # waits for `stop`, and so for the copy of `values`
-        loss, grad_norm, targets, *norms = values.tolist()
+        loss, grad_norm, targets, *more = values.tolist()
         samples = targets / self.targets_per_sample * self.distinct_share
         return {
             **fields,
@@ -151,7 +154,7 @@ class Recorder:
             "step_seconds": seconds,
             "tokens_per_second": samples * self.context / seconds,
             "samples_per_second": samples / seconds,
-            **dict(zip(self.norm_columns, norms, strict=True)),
+            **dict(zip(self.more_columns, more, strict=True)),
         }
 
 

@@ -6,6 +6,7 @@ Like engine/config.py it imports no torch, reads neither environment nor hardwar
 from collections.abc import Collection
 
 from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
+from engine.optimizers import ON_DEVICE_ONLY
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
@@ -21,6 +22,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_batch(config),
         *_shards(config.parallel),
         *_lr(config.optimizer),
+        *_offload(config.optimizer),
         *_steps(config),
         *_lengths(config),
         *_curriculum(config),
@@ -138,6 +140,17 @@ def _lr(o) -> list[Check]:
             ("lr_rule", "lr_batch_size"),
             o.lr_rule != "none" and not o.lr_batch_size,
             f"lr_rule = {o.lr_rule!r}: needs lr_batch_size, the batch size for which lr = {o.lr:g} is meant",
+        )
+    ]
+
+
+def _offload(o) -> list[Check]:
+    return [
+        (
+            ("optimizer_offload", "optimizer"),
+            o.optimizer_offload and o.optimizer in ON_DEVICE_ONLY,
+            f"optimizer_offload = true: not with optimizer = {o.optimizer!r}, which needs all of its state before it "
+            "updates the first parameter; set optimizer_offload = false",
         )
     ]
 

@@ -25,3 +25,23 @@ def own_part(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     mesh = like.device_mesh
     everywhere = DTensor.from_local(tensor.contiguous(), mesh, [Replicate()] * mesh.ndim, run_check=False)
     return everywhere.redistribute(mesh, like.placements).to_local()
+
+
+def share(tensor: torch.Tensor, world_size: int) -> float:
+    """Of how much of a sum over all ranks this rank's part counts: 1 where it is in no other rank's part."""
+    parts = 1
+    if hasattr(tensor, "to_local"):
+        for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
+            parts *= 1 if placement.is_replicate() else size
+    return parts / world_size
+
+
+def offset(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Where in the whole tensor the first element of this rank's part is, in each dimension."""
+    if not hasattr(tensor, "to_local"):
+        return (0,) * tensor.dim()
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return tuple(
+        compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1]
+    )

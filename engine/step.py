@@ -10,6 +10,7 @@ from engine.config import Guards, Schedule, Training
 from engine.data.batches import IGNORED
 from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
+from engine.optimizers import counters
 from engine.profiling import part
 from engine.schedule import of_step
 from engine.step_graph import StepGraph
@@ -53,9 +54,11 @@ class Step:
         self.graph = StepGraph(self.compute, optimizer, ranks.device) if as_graph else None
 
     @property
-    def stateful(self) -> dict[str, LossScale | Guard]:
+    def stateful(self) -> dict:
         """What a checkpoint must hold besides weights, optimizer and random states."""
-        return {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
+        found = {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
+        history = getattr(self.optimizer, "history", None)  # kept beside each parameter's state
+        return found | ({"optimizer_history": history} if history else {})
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return that of groups without a factor of their own."""
@@ -103,6 +106,7 @@ class Step:
             sums = parallel.total(torch.cat([sums, grad_norm[None], squares]))
             loss, grad_norm = sums[0] / count, sums[probed] / self.ranks.data_size
             refused = self._update(loss, grad_norm)
+            counted = counters.of_update(self.optimizer, self.ranks)
         forwards = len(micro_batches) * self.ranks.data_size
         return {
             "train_loss": loss,
@@ -110,6 +114,7 @@ class Step:
             "targets": count,
             "activation_norms": (sums[1:probed] / forwards).sqrt(),
             "gradient_norms": sums[probed + 1 :].sqrt(),
+            "counters": counted,
             "refused": refused,
         }
 
@@ -144,11 +149,15 @@ class Step:
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
         squares = self.block_norms.squares()
+        if hasattr(self.optimizer, "before_clipping"):
+            self.optimizer.before_clipping()
         return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
 
     def _update(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor | None:
         """Apply the gradients, unless the guard is against it, and clear them; return its verdict."""
         refused = self.guard.judge(loss, grad_norm) if self.guard.active else None
+        if hasattr(self.optimizer, "grad_norm"):
+            self.optimizer.grad_norm = grad_norm
         if self.loss_scale:
             self.loss_scale.step(self.optimizer, grad_norm, refused)
         elif refused is not None:

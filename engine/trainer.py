@@ -35,6 +35,7 @@ from engine.ledger import as_dict
 from engine.memory import StepMemory
 from engine.noise_scale import NoiseScale
 from engine.operations import Operations
+from engine.optimizers import counters
 from engine.profiling import Profiler, part
 from engine.samples import Sampler
 from engine.shards import Shards
@@ -234,6 +235,7 @@ class Trainer:
                 context=self.config.model.context,
                 norm_layers=self.config.logging.activation_norm_layers,
                 gradient_layers=self.config.logging.gradient_norm_layers,
+                counters=counters.names(self.optimizer),
                 sees_memory=not (compiling.keeps_gradients(self.config.compile) or self.step.graph),
             )
         return done

@@ -76,6 +76,17 @@ METRICS = {
     "peak_memory_gib": Metric("peak memory", "GiB", _metric("peak_memory_gib"), cost=True),
     "activation_mib": Metric("activations kept", "MiB", _metric("activation_mib"), cost=True),
 }
+# What optimizers count and hold; those that a run's does not count it has not.
+METRICS |= {
+    "optimizer_memory_multiple": Metric(
+        "optimizer memory", "× weights", _metric("optimizer_memory_multiple")
+    ),
+    "clipped_fraction": Metric("gradients cut", "%", _metric("clipped_fraction"), factor=100.0),
+    "largest_square_ratio": Metric("largest g² / v", "", _metric("largest_square_ratio")),
+    "optimizer_resets": Metric("resets", "", _metric("optimizer_resets")),
+    "optimizer_spikes": Metric("spikes", "", _metric("optimizer_spikes")),
+}
+COUNTED = ("clipped_fraction", "largest_square_ratio", "optimizer_resets", "optimizer_spikes")
 COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
 # What a study may be judged by: what every run of the objective measures.
 STUDY_METRICS = ("test_loss", "val_loss")

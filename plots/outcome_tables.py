@@ -1,4 +1,4 @@
-"""The tables of criteria, of scaling and of the course of a training as words; only those that a study has rows for.
+"""The tables of criteria, optimizers, scaling and the course of a training as words: those that a study has rows for.
 
 Must not compute a result: numbers and sentences come from metrics/.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from metrics.criteria import criteria
 from metrics.epochs import best_by, mean_epochs
-from metrics.measures import METRICS, Metric
+from metrics.measures import COUNTED, METRICS, Metric
 from metrics.scaling import PARTS, TOGETHER, Scaling, scalings
 from metrics.statistics import Estimate, Ratio
-from metrics.summary import Summary
+from metrics.summary import RunSummary, Summary
 from metrics.words import number, with_interval
 
 Table = tuple[list[str], list[list[str]]]  # heads, rows of cells
@@ -22,6 +22,9 @@ SPEEDUP = (
 )
 LOST = "Scaling, where the time goes: % of a step, 95 % interval over seeds; the parts add up to what is lost"
 CRITERIA = "Criteria: what the study set out to reach"
+OPTIMIZERS = (
+    "Optimizers: weights, state and masks over weights; single gradients cut, g² / v before; mean over seeds"
+)
 EPOCHS = (  # step → head
     ("step", "step"),
     ("epoch", "epoch"),
@@ -49,6 +52,21 @@ def criteria_tables(summary: Summary) -> list[Captioned]:
     """Run, measure, value, what was wanted, pass or fail: a row a criterion; nothing for a study without any."""
     rows = [[one.run, one.metric.label, one.shown, one.bound, one.result] for one in criteria(summary)]
     return [(CRITERIA, (["run", "measure", "value", "wanted", "result"], rows))] if rows else []
+
+
+def optimizer_tables(summary: Summary) -> list[Captioned]:
+    """What each run's optimizer held and counted; nothing for a study in which none counts."""
+    counted = [name for name in COUNTED if any(run.estimates[name] for run in summary.runs)]
+    if not counted:
+        return []
+    names = ["optimizer_memory_multiple", *counted]
+    rows = [[run.run, *(_mean(run, name) for name in names)] for run in summary.runs]
+    return [(OPTIMIZERS, (["run", *(METRICS[name].axis for name in names)], rows))]
+
+
+def _mean(run: RunSummary, name: str) -> str:
+    estimate = run.estimates[name]
+    return number(estimate.mean * METRICS[name].factor if estimate else None)
 
 
 def scaling_tables(summary: Summary, wide: bool = False) -> list[Captioned]:

@@ -22,6 +22,7 @@ from plots.outcome_tables import (
     criteria_tables,
     epoch_caption,
     epoch_tables,
+    optimizer_tables,
     scaling_tables,
 )
 from plots.tables import cost_table, hypothesis_lines, outcome, quality_table, verdicts
@@ -46,6 +47,7 @@ def html(summary: Summary) -> str:
         quality=_table(quality_table(summary, full=True), quality, anchors=True, aside=_aside(summary)),
         cost=_table(cost_table(summary, full=True), cost, aside=_aside(summary)),
         criteria=_captioned("Criteria", criteria_tables(summary)),
+        optimizers=_captioned("Optimizers", optimizer_tables(summary)),
         scaling=_scaling(summary),
         notes=_list([escape(note) for note in footnotes(summary)]),
         marks=_marks(summary),

@@ -3,6 +3,7 @@
 This module imports no torch: the settings are checked before anything heavy is loaded.
 """
 
+import importlib
 import importlib.util
 
 OPTIMIZERS = {
@@ -11,8 +12,14 @@ OPTIMIZERS = {
     "adamw8bit": "engine.optimizers.adamw8bit",
     "sgd": "engine.optimizers.sgd",
     "muon": "engine.optimizers.muon",
+    "spam": "engine.optimizers.spam",
+    "adamwspam_legacy": "engine.optimizers.adamwspam_legacy",
 }
 LIBRARIES = {"adamw8bit": "bitsandbytes"}  # optimizer → the library that it needs, beyond torch
+ON_DEVICE_ONLY = (
+    "adamwspam_legacy",
+)  # those that need all of their state at once, so that none can be offloaded
+WITH_OWN_LINES = ("muon", "spam", "adamwspam_legacy")  # those whose module has `lines(settings, optimizer)`
 
 
 def is_installed(library: str) -> bool:
@@ -36,8 +43,6 @@ def lines(settings, optimizer) -> list:
     from engine.optimizers import observe
 
     found = observe.lines(settings, optimizer)
-    if settings.optimizer == "muon":
-        from engine.optimizers import muon
-
-        found += muon.lines(settings, optimizer)
+    if settings.optimizer in WITH_OWN_LINES:
+        found += importlib.import_module(OPTIMIZERS[settings.optimizer]).lines(settings, optimizer)
     return found

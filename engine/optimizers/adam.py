@@ -5,5 +5,10 @@ import torch
 
 def build(groups: list[dict], settings) -> torch.optim.Optimizer:
     return torch.optim.Adam(
-        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True
+        groups,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        amsgrad=settings.amsgrad,
+        fused=True,
     )

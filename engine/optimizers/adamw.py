@@ -6,5 +6,10 @@ import torch
 def build(groups: list[dict], settings) -> torch.optim.Optimizer:
     """The fused kernel updates all parameters at once, on CPU and GPU alike."""
     return torch.optim.AdamW(
-        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True
+        groups,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        amsgrad=settings.amsgrad,
+        fused=True,
     )

@@ -4,6 +4,7 @@ It reads groups, flags and state tensors only; nothing here changes a run.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from engine.ledger import Line
 from engine.memory import local
 from engine.optimizers import LIBRARIES
-from engine.optimizers.groups import MATRICES
+from engine.optimizers.groups import MATRICES, described
 
 MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps smaller tensors' moments in 32 bits
 
@@ -22,6 +23,7 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
         _kind(settings, optimizer),
         _kernel(optimizer),
         _decay(settings, optimizer),
+        *_amsgrad(settings, optimizer),
         _state(settings, optimizer),
         _place(settings.optimizer_offload, optimizer),
     ]
@@ -39,7 +41,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def _kind(settings, optimizer: torch.optim.Optimizer) -> Line:
-    wanted, used = settings.optimizer, type(optimizer).__name__.lower()
+    wanted, used = settings.optimizer, getattr(optimizer, "NAME", type(optimizer).__name__.lower())
     how = "class of the optimizer"
     if used != wanted and used == settings.optimizer_fallback:
         how += f"; the fallback, because {LIBRARIES[wanted]} is not installed"
@@ -51,6 +53,11 @@ def _kernel(optimizer: torch.optim.Optimizer) -> Line:
     if type(optimizer).__name__ == "AdamW8bit":
         used = f"bitsandbytes {version('bitsandbytes')}"
         return Line("optimizer_kernel", "bitsandbytes", used, "class of the optimizer", True)
+    if hasattr(optimizer, "kernels"):
+        on_gpu = any(local(p).is_cuda for g in optimizer.param_groups for p in g["params"])
+        wanted = "triton" if on_gpu else "plain"
+        used = ", ".join(sorted(optimizer.kernels)) or "none yet"
+        return Line("optimizer_kernel", wanted, used, "what updated its parameters so far", used == wanted)
     used = {
         "fused" if g["fused"] else "foreach" if g["foreach"] else "torch's choice"
         for g in optimizer.param_groups
@@ -71,10 +78,7 @@ def _decay(settings, optimizer: torch.optim.Optimizer) -> Line:
         return other if p.dim() >= 2 else "vectors"
 
     found = {(kind(g, p), g["weight_decay"]) for g in groups for p in g["params"]}
-    how = "; ".join(
-        f"{g['name']}: {sum(p.numel() for p in g['params'])} parameters, weight decay {g['weight_decay']}"
-        for g in groups
-    )
+    how = described(groups)
     return Line(
         "weight_decay",
         ", ".join(f"{decay:g} of {kind}" for kind, decay in kinds.items()),
@@ -82,6 +86,28 @@ def _decay(settings, optimizer: torch.optim.Optimizer) -> Line:
         how,
         found <= set(kinds.items()),
     )
+
+
+def _amsgrad(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
+    """Of how many parameters the largest second moment is kept, where that was asked for."""
+    if not settings.amsgrad:
+        return []
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    having = sum("max_exp_avg_sq" in optimizer.state.get(p, {}) for p in parameters)
+    how = "tensors of its state after a step"
+    found = f"largest second moments of {having} of {len(parameters)} parameters"
+    return [Line("amsgrad", "true", found, how, having == len(parameters))]
+
+
+def memory_multiple(optimizer: torch.optim.Optimizer, others: Iterable[torch.Tensor] = ()) -> float:
+    """Bytes of weights, optimizer state and what else is held for updates, over those of the weights; on this rank.
+
+    From the tensors that are there. others: what is not in the optimizer's state, such as masks or scores of pruning.
+    """
+    weights = {local(p) for g in optimizer.param_groups for p in g["params"]}
+    held = {t.untyped_storage()._cdata: t for t in map(local, others)}.values()
+    of_weights = sum(t.nbytes for t in weights)
+    return (of_weights + sum(t.nbytes for t in (*state_tensors(optimizer), *held))) / of_weights
 
 
 def _state(settings, optimizer: torch.optim.Optimizer) -> Line:

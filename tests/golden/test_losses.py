@@ -44,6 +44,18 @@ PRESETS = {
         "norm_placement": "post",
     },
     "muon": {"optimizer": "muon", "muon_precision": "fp32"},
+    "spam": {  # the reset comes before the last step
+        "optimizer": "spam",
+        "spam_threshold": 50.0,
+        "spam_reset_steps": 4,
+        "spam_warmup_steps": 2,
+        "spam_density": 0.5,
+    },
+    "adamwspam_legacy": {
+        "optimizer": "adamwspam_legacy",
+        "legacy_reset_counts": 6,
+        "legacy_warmup_counts": 4,
+    },
     "sgd": {"optimizer": "sgd", "lr": 0.1, "clip_norm": 0.0, "schedule": "linear"},
 }
 VOCABULARY, CLASSES, STEPS = 97, 4, 5

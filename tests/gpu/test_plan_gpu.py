@@ -50,6 +50,8 @@ KERNELS = {
     "no_accumulation": {"batch_size": 32},
     "adamw8bit": {"optimizer": "adamw8bit"},
     "muon": {"optimizer": "muon"},
+    "spam": {"optimizer": "spam"},
+    "adamwspam_legacy": {"optimizer": "adamwspam_legacy"},
     "offload": {"optimizer_offload": True, "loss_kernel": "chunked", "activation_checkpointing": "full"},
     "fp32_stream": {"residual_precision": "fp32"},
 }

@@ -143,7 +143,7 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("name", "reads"), [("adamw", 0), ("adam", 0), ("sgd", 0), ("muon", 0), ("adamw8bit", 1)]
+    ("name", "reads"), [*((name, 0) for name in OPTIMIZERS if name != "adamw8bit"), ("adamw8bit", 1)]
 )
 def test_the_host_reads_nothing_unless_the_optimizer_cannot_skip_by_itself(name, reads):
     model, optimizer = model_and_optimizer(name)

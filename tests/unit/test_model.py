@@ -362,8 +362,8 @@ def test_every_model_builds_and_has_finite_gradients(name):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_model_and_optimizer_overfits_one_batch(name, optimizer):
-    lr = {"sgd": 0.3}.get(optimizer, 1e-2)
-    settings = config(model=name, **OF_MODEL[name], optimizer=optimizer, lr=lr, weight_decay=0.0)
+    own = {"sgd": {"lr": 0.3}, "spam": {"lr": 1e-2, "spam_warmup_steps": 10}}.get(optimizer, {"lr": 1e-2})
+    settings = config(model=name, **OF_MODEL[name], optimizer=optimizer, **own, weight_decay=0.0)
     if problem := missing_library(settings.optimizer):
         pytest.skip(problem)
     model = build_model(settings, VOCABULARY, ONE, CLASSES)

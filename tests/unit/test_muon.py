@@ -189,7 +189,9 @@ def test_every_group_follows_the_schedule_with_its_own_peak(lab):
 def test_a_group_without_its_own_lr_disagrees(lab, monkeypatch):
     own = groups.of
     monkeypatch.setattr(
-        groups, "of", lambda *a: [{k: v for k, v in g.items() if k != "lr_factor"} for g in own(*a)]
+        groups,
+        "of",
+        lambda *a, **k: [{x: v for x, v in g.items() if x != "lr_factor"} for g in own(*a, **k)],
     )
     assert [w for w, line in ledger(lab.train(**MUON)).items() if not line["agrees"]] == ["lr"]
 

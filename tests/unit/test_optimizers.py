@@ -12,17 +12,20 @@ import pytest
 import torch
 import torch.nn as nn
 from engine_runs import assert_same_weights, column, ledger
+from test_adamwspam_legacy import AsDescribed
+from test_spam import scalar
 
 from engine import optimizers
 from engine.checkpoint import Checkpoints
 from engine.config import Optimizer
 from engine.errors import ConfigError
-from engine.optimizers import OPTIMIZERS, missing_library
+from engine.optimizers import OPTIMIZERS, missing_library, observe
 from engine.optimizers.groups import decay_groups
 from engine.parallel import Ranks
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 GRADIENTS = (0.5, -0.25, 2.0)
+FALLING = (2.0, -0.25, 0.1)  # AMSGrad's largest second moment is not the newest
 
 
 def built(name: str, model: nn.Module, **settings) -> torch.optim.Optimizer:
@@ -51,22 +54,24 @@ def linear(seed: int = 1) -> nn.Linear:
 
 
 def adamw(x: float, decay: float, s: Optimizer) -> float:
-    m = v = 0.0
+    m = v = largest = 0.0
     for t, g in enumerate(GRADIENTS, 1):
         x -= s.lr * decay * x
         m = s.beta1 * m + (1 - s.beta1) * g
         v = s.beta2 * v + (1 - s.beta2) * g * g
-        x -= s.lr * (m / (1 - s.beta1**t)) / (math.sqrt(v / (1 - s.beta2**t)) + s.epsilon)
+        largest = max(largest, v) if s.amsgrad else v
+        x -= s.lr * (m / (1 - s.beta1**t)) / (math.sqrt(largest / (1 - s.beta2**t)) + s.epsilon)
     return x
 
 
 def adam(x: float, decay: float, s: Optimizer) -> float:
-    m = v = 0.0
+    m = v = largest = 0.0
     for t, gradient in enumerate(GRADIENTS, 1):
         g = gradient + decay * x
         m = s.beta1 * m + (1 - s.beta1) * g
         v = s.beta2 * v + (1 - s.beta2) * g * g
-        x -= s.lr * (m / (1 - s.beta1**t)) / (math.sqrt(v / (1 - s.beta2**t)) + s.epsilon)
+        largest = max(largest, v) if s.amsgrad else v
+        x -= s.lr * (m / (1 - s.beta1**t)) / (math.sqrt(largest / (1 - s.beta2**t)) + s.epsilon)
     return x
 
 
@@ -79,7 +84,26 @@ def sgd(x: float, decay: float, s: Optimizer) -> float:
     return x
 
 
-REFERENCES = {"adamw": adamw, "adam": adam, "adamw8bit": adamw, "sgd": sgd}
+def spam(x: float, decay: float, s: Optimizer) -> float:
+    return scalar(x, GRADIENTS, decay, s)[-1]["w"]
+
+
+def adamwspam_legacy(x: float, decay: float, s: Optimizer) -> float:
+    """Its norms matter from the eleventh update on."""
+    one = AsDescribed(x, decay, s)
+    for g in GRADIENTS:
+        one.step(g)
+    return one.w
+
+
+REFERENCES = {
+    "spam": spam,
+    "adamwspam_legacy": adamwspam_legacy,
+    "adamw": adamw,
+    "adam": adam,
+    "adamw8bit": adamw,
+    "sgd": sgd,
+}
 REFERENCES["muon"] = adamw  # of what is no matrix of a block; of those in test_muon.py
 ADAM = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
 
@@ -105,6 +129,17 @@ def test_three_steps_are_those_of_the_formula(name, changes):
         for x, decay in ((1.5, 0.3), (-0.7, 0.0))
     ]
     assert [model.weight.item(), model.bias.item()] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_amsgrad_divides_by_the_largest_second_moment_so_far(name, monkeypatch):
+    monkeypatch.setitem(globals(), "GRADIENTS", FALLING)
+    with_it, without = {**ADAM, "amsgrad": True}, ADAM
+    moved = []
+    for changes in (with_it, without):
+        test_three_steps_are_those_of_the_formula(name, changes)
+        moved.append(REFERENCES[name](1.5, 0.3, Optimizer(optimizer=name, lr=0.1, **changes)))
+    assert abs(moved[0] - moved[1]) > 1e-3
 
 
 # --- 8-bit moments
@@ -233,6 +268,9 @@ def disagreeing(found: dict) -> list[str]:
         ("adamw", "fused", "8.00 bytes a parameter"),
         ("adam", "fused", "8.00 bytes a parameter"),
         ("sgd", "fused", "4.00 bytes a parameter"),
+        # And of spam two counts a tensor; AMSGrad's moment is a third.
+        ("spam", "plain", "8.00 bytes a parameter"),
+        ("adamwspam_legacy", "fused", "12.00 bytes a parameter"),
         # Of 8,192 weights two bytes and two scales a block of 256, of 64 biases two fp32; two maps of 256:
         # (2·8192 + 2·4·32 + 8·64 + 2·1024) / 8256
         ("adamw8bit", f"bitsandbytes {version('bitsandbytes')}", "2.33 bytes a parameter"),
@@ -243,7 +281,8 @@ def test_an_honest_optimizer_agrees(name, kernel, state):
     optimizer = built(name, model)
     advance(model, optimizer, 1)
     found = lines(name, optimizer)
-    assert disagreeing(found) == []
+    # By itself it clips in no order: see its own test.
+    assert disagreeing(found) == (["adamwspam_legacy"] if name == "adamwspam_legacy" else [])
     assert found["optimizer"].in_effect == name
     assert found["optimizer_kernel"].in_effect == kernel
     assert found["optimizer_state"].in_effect == state
@@ -267,6 +306,32 @@ def test_momentum_of_zero_has_no_state():
     assert disagreeing(lines("sgd", optimizer)) == ["optimizer_state"]  # had momentum been asked for
     assert found["optimizer_state"].in_effect == "0.00 bytes a parameter"
     assert found["optimizer_offload"].in_effect == "no state"
+
+
+def test_amsgrad_that_is_off_disagrees():
+    model = linear()
+    optimizer = built("adamw", model, amsgrad=True)
+    advance(model, optimizer, 1)
+    found = lines("adamw", optimizer, amsgrad=True)
+    assert disagreeing(found) == []
+    assert found["amsgrad"].in_effect == "largest second moments of 2 of 2 parameters"
+    assert found["optimizer_state"].in_effect == "12.00 bytes a parameter"
+    plain = built("adamw", model)
+    advance(model, plain, 1)
+    assert disagreeing(lines("adamw", plain, amsgrad=True)) == ["amsgrad"]
+    assert "amsgrad" not in lines("adamw", plain)
+
+
+def test_the_memory_multiple_is_of_the_tensors_that_are_there():
+    """8,256 weights; of AdamW two moments and two counts, of SGD nothing without momentum."""
+    model = linear()
+    adamw, sgd = built("adamw", model), built("sgd", model, momentum=0.0)
+    assert observe.memory_multiple(adamw) == 1  # no step was taken
+    advance(model, adamw, 1)
+    assert observe.memory_multiple(adamw) == (3 * 8256 + 2) / 8256
+    assert observe.memory_multiple(sgd) == 1
+    mask, scores = torch.ones(64, 128, dtype=torch.bool), torch.ones(64, 128)
+    assert observe.memory_multiple(adamw, [mask, scores, mask]) == (3 * 8256 + 2 + 2048 + 8192) / 8256
 
 
 def test_the_fallback_is_on_record(without_library):

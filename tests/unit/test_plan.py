@@ -259,6 +259,10 @@ def test_the_command_fits_or_refuses(lab, capsys):
     plan.main([file])
     out = capsys.readouterr().out
     assert "One training step on cpu, 1 rank: micro-batch 8 of 16 tokens" in out and "there is" not in out
+    matrices, vectors = 2 * 12 * 32**2 + (256 + 16) * 32, 2 * 13 * 32 + 2 * 32
+    decay = [line.split() for line in out.splitlines() if "decay" in line]
+    assert decay[0][-2:] == ["weight", "decay"]
+    assert decay[1:] == [["decay", f"{matrices:,}", "0.1"], ["no_decay", f"{vectors:,}", "0"]]
     plan.main([file, "--device-memory-gib", "1"])
     out = capsys.readouterr().out
     assert "on cuda" not in out and "micro-batch that would fit" in out
