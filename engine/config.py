@@ -129,8 +129,9 @@ class Model:
     norm_placement: str = setting("pre", "layer norm before or after each sublayer", choices=("pre", "post"))
     attention: str = setting(
         "sdpa",
-        "attention implementation: torch's choice of kernel, one of its kernels, or written out",
-        choices=("sdpa", "flash", "cudnn", "efficient", "math", "manual"),
+        "attention implementation: torch's choice of kernel, one of its kernels, or written out; flex: the kernels "
+        "of the reciprocal term, in compiled graphs",
+        choices=("sdpa", "flash", "cudnn", "efficient", "math", "manual", "flex"),
     )
     attention_form: str = setting(
         "multi_head",
@@ -148,6 +149,18 @@ class Model:
         "width of the latent keys and values, shared by the heads",
         unit="features",
         at_least=1,
+        only_if={"attention_form": ("latent",)},
+    )
+    latent_query: str = setting(
+        "per_head",
+        "each head has its own latent query, or all share one",
+        choices=("per_head", "shared"),
+        only_if={"attention_form": ("latent",)},
+    )
+    latent_value: str = setting(
+        "per_head",
+        "each head has its own map of the latent values to its width, or all share one",
+        choices=("per_head", "shared"),
         only_if={"attention_form": ("latent",)},
     )
     reciprocal_alpha: float = setting(

@@ -17,6 +17,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
     checks = [
         *_data(config),
         *_model(config.model),
+        *_reciprocal(config),
         *_batch(config),
         *_shards(config.parallel),
         *_lr(config.optimizer),
@@ -82,10 +83,39 @@ def _model(m) -> list[Check]:
             f"positions = 'rotary': {rotated_name} = {rotated}: must be even, because features turn in pairs",
         ),
         (
+            ("attention_form", "latent_query", "latent_value", "heads"),
+            latent and m.heads > 1 and m.latent_query == m.latent_value == "shared",
+            f"latent_query and latent_value = 'shared': all {m.heads} heads would be one and the same; share one "
+            "of the two, or set heads = 1",
+        ),
+    ]
+
+
+def _reciprocal(c) -> list[Check]:
+    """Which implementations have the reciprocal term, and what flex cannot."""
+    m, alpha = c.model, c.model.reciprocal_alpha
+    asked = "attention = 'flex'"
+    cannot = [
+        ("reciprocal_alpha", not alpha, "is for the reciprocal term alone; set attention = 'sdpa'"),
+        ("compile", c.compile.compile == "none", "is fused in a compiled graph only; set compile = 'model'"),
+        ("precision", c.training.precision == "fp32", "multiplies in 16 bits only; set precision = 'bf16'"),
+        ("dropout", m.dropout > 0, f"has no dropout (dropout = {m.dropout}); set attention = 'manual'"),
+        (
+            "latent_width",
+            bool(alpha) and not 16 <= m.latent_width <= 128,
+            f"takes a latent_width from 16 to 128, not {m.latent_width}; set attention = 'manual'",
+        ),
+    ]
+    return [
+        (
             ("reciprocal_alpha", "attention"),
-            m.reciprocal_alpha != 0 and m.attention != "manual",
-            f"reciprocal_alpha = {m.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
-            f"{m.attention!r}",
+            alpha != 0 and m.attention not in ("manual", "flex"),
+            f"reciprocal_alpha = {alpha}: no kernel of SDPA has the reciprocal term; set attention = 'manual' (its "
+            f"scores written out) or 'flex' (a GPU's compiled kernels), not {m.attention!r}",
+        ),
+        *(
+            (("attention", name), m.attention == "flex" and broken, f"{asked}: {why}")
+            for name, broken, why in cannot
         ),
     ]
 
