@@ -596,6 +596,20 @@ class Logging:
         at_least=0,
     )
 
+    attention_sequences: int = setting(
+        0,
+        "validation sequences on which evaluations measure the entropy and reciprocity of attention; 0: none",
+        unit="sequences",
+        at_least=0,
+        only_if={"model": ("gpt",)},
+    )
+    reciprocity_window: int = setting(
+        64,
+        "how far apart two tokens are at most whose scores of each other reciprocity compares",
+        unit="tokens",
+        at_least=1,
+    )
+
 
 @dataclass(frozen=True)
 class Config:

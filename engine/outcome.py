@@ -14,7 +14,8 @@ def diverged(run, end: Diverged) -> None:
     if run.ranks.is_first:
         run.recorder.flush()
         run.noise.write(run.directory)
-        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory)):
+        looked = [run.attention.table(run.directory)] if run.attention.count else []
+        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory), *looked):
             table.cut(end.step)
         rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}

@@ -29,6 +29,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_evaluation(config),
         *_samples(config.evaluation),
         *_probes(config),
+        *_attention_metrics(config),
         *_names(config.run),
     ]
     return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
@@ -332,6 +333,31 @@ def _probes(c) -> list[Check]:
         *(
             ((name,), len(set(blocks)) < len(blocks), f"{name} = {list(blocks)}: names a block twice")
             for name, blocks in probed.items()
+        ),
+    ]
+
+
+def _attention_metrics(c) -> list[Check]:
+    count, window, tensor = (
+        c.logging.attention_sequences,
+        c.logging.reciprocity_window,
+        c.parallel.tensor_parallel,
+    )
+    return [
+        (
+            ("attention_sequences", "reciprocity_window"),
+            not count and window != 64,
+            f"reciprocity_window = {window}: would do nothing with attention_sequences = 0",
+        ),
+        (
+            ("attention_sequences", "context"),
+            count > 0 and c.model.context < 2,
+            f"attention_sequences = {count}: a context of {c.model.context} token has no pairs to look at",
+        ),
+        (
+            ("attention_sequences", "tensor_parallel"),
+            count > 0 and tensor > 1,
+            f"attention_sequences = {count}: not with tensor_parallel = {tensor}: a process has only some heads",
         ),
     ]
 

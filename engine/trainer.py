@@ -24,6 +24,7 @@ from engine import (
     tasks,
     vocabulary,
 )
+from engine.attention_metrics import AttentionMetrics
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
 from engine.data import curriculum
@@ -77,6 +78,7 @@ class Trainer:
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.lengths = lengths.Lengths(t, config.model.context)
         self.curriculum = curriculum.Seen(self.order, t)
+        self.attention = AttentionMetrics(config, tokens.validation, ranks)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
             config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
@@ -170,6 +172,7 @@ class Trainer:
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"), self.average.in_place():
                 self._evaluate(step)
+                self._look_at_attention(step)
                 if self.sampler:
                     self._sample(step)
         if self._checkpoint_due(step):
@@ -377,6 +380,14 @@ class Trainer:
                 step=step + 1,
                 **{name: round(value, 4) for name, value in found.items()},
             )
+
+    def _look_at_attention(self, step: int) -> None:
+        if not self.attention.count:
+            return
+        found = self.attention.measure(self.model, self.optimizer)
+        if self.ranks.is_first:
+            where = {"step": step, "tokens_seen": self.tokens_seen(step)}
+            self.attention.table(self.directory).append([where | found])
 
     def _sample(self, step: int) -> None:
         weights = outcome.full_weights(self.model)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -169,6 +170,11 @@ def _rows_times(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return (rows.flatten(1, 2) @ matrix.squeeze(1)).unflatten(1, rows.shape[1:3])
 
 
+def columns_of_heads(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """The columns of an output projection (C, H·d) that read each head: (H, C·d)."""
+    return weight.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1)
+
+
 class MultiHead(nn.Module):
     """Multi-head attention. Rows of `qkv` are ordered (head, 3, d), so that a part of them is a part of the heads:
     under tensor parallelism this module has fewer heads, and `out` as many columns less."""
@@ -208,6 +214,14 @@ class MultiHead(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
         return [q, k, v]
+
+    def weights_of_heads(self) -> list[tuple[nn.Parameter, Callable]]:
+        """The weights of which each head has its own part, with how a tensor of that shape is divided: (H, n)."""
+        heads = self.out.weight.size(1) // self.head_width
+        return [
+            (self.qkv.weight, lambda w: w.reshape(heads, -1)),
+            (self.out.weight, lambda w: columns_of_heads(w, heads)),
+        ]
 
     def looked_at(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """For x (B, T, C), fp32 and before the mask: ⟨q, k⟩ / √d, and what softmax is taken of, here the same."""

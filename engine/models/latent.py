@@ -16,13 +16,14 @@ engine/models/reciprocal.py has them in fused kernels.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from engine.models import reciprocal
-from engine.models.attention import Cache, attend, products, weigh
+from engine.models.attention import Cache, attend, columns_of_heads, products, weigh
 
 SHARED = "shared"
 
@@ -100,6 +101,13 @@ class Latent(nn.Module):
             mirrored = F.pad(mirrored, (t - m, 0))
         near = torch.ones(n, t, dtype=torch.bool, device=q.device).triu(t - n - self.window)
         return scores + self.alpha * mirrored.masked_fill(~near, 0.0)
+
+    def weights_of_heads(self) -> list[tuple[nn.Parameter, Callable]]:
+        """The weights of which each head has its own part, with how a tensor of that shape is divided: (H, n)."""
+        own = [self.query.weight, self.query_map] if self.query_map is not None else []
+        own += [self.value_map] if len(self.value_map) == self.heads else []
+        rows = [(weight, lambda w: w.reshape(self.heads, -1)) for weight in own]
+        return [*rows, (self.out.weight, lambda w: columns_of_heads(w, self.heads))]
 
     def looked_at(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """For x (B, T, C), fp32 and before the mask: ⟨q, k⟩ / √L, and S, which softmax is taken of; (B, H, T, T)."""
