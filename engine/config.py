@@ -571,6 +571,11 @@ class Evaluation:
         at_least=0,
         only_if={"model": ("gpt",)},
     )
+    latency_lengths: tuple[int, ...] = setting(
+        (),
+        "sequence lengths at which the final model's latency is measured after training, and its cache",
+        only_if={"model": ("gpt",)},
+    )
     sample_prompt: str = setting("", "text that samples go on from; empty: how the validation text begins")
 
 
@@ -602,6 +607,12 @@ class Logging:
         unit="sequences",
         at_least=0,
         only_if={"model": ("gpt",)},
+    )
+    monitor_interval: float = setting(
+        0.0,
+        "seconds between samples of the device's memory, utilisation, temperature and power in the steps; 0: none",
+        unit="s",
+        at_least=0,
     )
     reciprocity_window: int = setting(
         64,

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
+SHORTEST_INTERVAL = 0.05  # seconds between two looks at the device
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
 
@@ -30,6 +31,8 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_samples(config.evaluation),
         *_probes(config),
         *_attention_metrics(config),
+        *_latency(config),
+        *_monitor(config.logging.monitor_interval),
         *_names(config.run),
     ]
     return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
@@ -359,6 +362,32 @@ def _attention_metrics(c) -> list[Check]:
             count > 0 and tensor > 1,
             f"attention_sequences = {count}: not with tensor_parallel = {tensor}: a process has only some heads",
         ),
+    ]
+
+
+def _latency(c) -> list[Check]:
+    lengths, context = c.evaluation.latency_lengths, c.model.context
+    return [
+        (
+            ("latency_lengths", "context"),
+            any(not 2 <= n <= context for n in lengths),
+            f"latency_lengths = {list(lengths)}: each must be from 2 to context = {context}",
+        ),
+        (
+            ("latency_lengths",),
+            len(set(lengths)) < len(lengths),
+            f"latency_lengths = {list(lengths)}: names a length twice",
+        ),
+    ]
+
+
+def _monitor(interval: float) -> list[Check]:
+    return [
+        (
+            ("monitor_interval",),
+            0 < interval < SHORTEST_INTERVAL,
+            f"monitor_interval = {interval:g}: must be 0 or ≥ {SHORTEST_INTERVAL:g}, so that it disturbs no step",
+        )
     ]
 
 

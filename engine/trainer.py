@@ -34,6 +34,7 @@ from engine.environment import describe
 from engine.guards import Diverged
 from engine.ledger import as_dict
 from engine.memory import StepMemory
+from engine.monitor import Monitor
 from engine.noise_scale import NoiseScale
 from engine.operations import Operations
 from engine.profiling import Profiler, part
@@ -79,6 +80,7 @@ class Trainer:
         self.lengths = lengths.Lengths(t, config.model.context)
         self.curriculum = curriculum.Seen(self.order, t)
         self.attention = AttentionMetrics(config, tokens.validation, ranks)
+        self.monitor = Monitor(config.logging.monitor_interval if ranks.is_first else 0.0, ranks.device)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
             config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
@@ -147,7 +149,7 @@ class Trainer:
             active=self.ranks.is_first,
         )
         try:
-            with self.collector, self.batches, self.profiler:
+            with self.collector, self.batches, self.profiler, self.monitor:
                 self._uncounted()
                 for batch in self.batches:
                     if batch.step == first:
@@ -201,7 +203,8 @@ class Trainer:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)  # the steps before must not be counted here
         start = time.perf_counter()
-        yield
+        with self.monitor.paused():
+            yield
         self.seconds[what] += time.perf_counter() - start
         self._uncounted()
 
@@ -274,6 +277,7 @@ class Trainer:
         self.lengths.add(batch.step, micro_batches[0][0])
         self.curriculum.add(batch.step, batch.inputs.numpy())
         is_measured = batch.step == self.measured_step
+        self.monitor.step = batch.step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         squares = None
         if self.noise.due(batch.step):
