@@ -72,7 +72,9 @@ def attend(
     (near, before), heads, scale = masks, q.size(1), 1 / math.sqrt(q.size(-1))
     wide_k = k.expand(-1, heads, -1, -1)
     long_q, long_k = torch.cat([q, alpha * wide_k], -1), torch.cat([wide_k, q], -1)
-    y, lse = fused(long_q, long_k, v.expand(-1, heads, -1, -1), near, scale)
+    # A kernel lays out a gradient as its input is, so this one must not be a view that repeats a head.
+    wide_v = v.expand(-1, heads, -1, -1).contiguous()
+    y, lse = fused(long_q, long_k, wide_v, near, scale)
     if before is None:
         return y
     first = window + 1  # the first row that has keys before its window
