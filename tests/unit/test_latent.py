@@ -3,6 +3,7 @@ term by fused kernels."""
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ import torch.nn.functional as F
 from test_model_parts import drawn, latent, normal, settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import dry_gpu, plan
+from engine import dry_gpu, observed, plan
 from engine.config import resolve
 from engine.errors import ConfigError
 from engine.models import gpt, reciprocal
 from engine.models.attention import MultiHead, attend, kernel_problems, weigh
 from engine.models.latent import Latent
-from engine.operations import attention_kernels
+from engine.operations import Operations, attention_kernels
 from engine.probes import training_flops
 
 FLEX = {
@@ -285,3 +286,18 @@ def test_the_plan_counts_what_flashs_backward_pass_makes_for_each_head():
     q, shared = torch.empty(2, 4, 8, 16, dtype=torch.bfloat16), torch.empty(2, 1, 8, 16, dtype=torch.bfloat16)
     assert dry_gpu.work_memory(flash, (q, q, q)) == 4 * q.numel()
     assert dry_gpu.work_memory(flash, (q, q, shared)) == 4 * q.numel() + 2 * 2 * q.numel()
+
+
+def test_the_ledger_tells_when_fused_kernels_did_not_run():
+    """Of a run that asked for flex: one whose scores were written out, or by another kernel, does not agree."""
+
+    def line(**counts):
+        operations = Operations()
+        operations.counts = Counter(counts)
+        config = resolve(FLEX | {"context": 16}, "test")
+        (found,) = observed.attention(config, SimpleNamespace(operations=operations))
+        return found.in_effect, found.agrees
+
+    assert line(triton_tem_fused_flex_attention_1=4) == ("flex", True)
+    assert line(triton_mm_1=4) == ("manual", False)
+    assert line(**{"aten::_scaled_dot_product_flash_attention": 2}) == ("sdpa flash", False)
