@@ -68,10 +68,6 @@ class Latent(nn.Module):
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         """y U: y (B, H, T, L), or (B, 1, T, L) where all heads weigh alike → (B, T, H, D)."""
-        if len(self.value_map) < self.heads:
-            return y.transpose(1, 2) @ self.value_map[0]
-        if y.size(1) < self.heads:
-            return torch.einsum("btl,hld->bthd", y.squeeze(1), self.value_map)
         return torch.einsum("bhtl,hld->bthd", y, self.value_map)
 
     def latents(self, x: torch.Tensor, start: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -207,6 +207,13 @@ def test_two_parts_are_the_whole_in_value_and_gradient(monkeypatch, heads, lengt
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_a_window_that_reaches_the_first_token_leaves_nothing_before_it():
+    for window, rest in ((10, True), (11, False), (64, False)):
+        near, before = reciprocal.masks(12, window, torch.device("cpu"))
+        assert near.seq_lengths == (12, 12) and (before is not None) == rest
+    assert reciprocal.masks(12, 10, torch.device("cpu"))[1].seq_lengths == (1, 1)
+
+
 @torch.no_grad()
 def test_torchs_flex_attention_gives_those_parts_in_one_graph():
     """Its values, with its masks made inside the graph and before; a CPU has no backward pass of it."""
