@@ -100,6 +100,9 @@ BY_AUTOGRAD = {"gradient_sums": "autograd"}
 BY_BLOCK = BY_AUTOGRAD | {"compile": "blocks"}  # a gathered block ends a graph
 TWO_SHARDS = {"processes": 2, "data_parallel": "fsdp"}
 
+LATENT = {"attention_form": "latent", "latent_width": 128}
+RECIPROCAL = LATENT | {"reciprocal_alpha": 0.25}
+
 EXPERIMENTS = {
     "cuda": (
         Experiment(
@@ -178,6 +181,26 @@ EXPERIMENTS = {
                 "8-bit optimizer": {ON: {"optimizer": "adamw8bit"}},
                 "optimizer in host memory": {ON: {"optimizer_offload": True}},
                 "Python's own garbage collection": {ON: {"gc_interval": 0}},
+                "device monitor": {"5 a second": {"monitor_interval": 0.2}, "20": {"monitor_interval": 0.05}},
+            },
+        ),
+        Experiment(
+            "attention_forms",
+            "What does latent attention cost or save, and its reciprocal term, by fused kernels and written out?",
+            GPU,
+            {
+                "attention": {
+                    "multi-head, flash": {"attention": "flash"},
+                    "latent, cudnn": LATENT,
+                    "latent, flash": LATENT | {"attention": "flash"},
+                    "latent, keys repeated for heads": LATENT | {"attention": "efficient"},
+                    "latent, one query for all heads": LATENT | {"latent_query": "shared"},
+                    "latent, one map of values": LATENT | {"latent_value": "shared"},
+                    "reciprocal, fused": RECIPROCAL | {"attention": "flex"},
+                    "reciprocal, fused, whole context": RECIPROCAL
+                    | {"attention": "flex", "reciprocal_window": 1024},
+                    "reciprocal, written out": RECIPROCAL | {"attention": "manual"},
+                }
             },
         ),
         Experiment(

@@ -28,6 +28,7 @@ ROWS = (
     "events.jsonl",
     "samples.jsonl",
     "noise_scale.csv",
+    "attention.csv",
 )  # what the run directory must hold again after a restart
 
 

@@ -129,8 +129,9 @@ class Model:
     norm_placement: str = setting("pre", "layer norm before or after each sublayer", choices=("pre", "post"))
     attention: str = setting(
         "sdpa",
-        "attention implementation: torch's choice of kernel, one of its kernels, or written out",
-        choices=("sdpa", "flash", "cudnn", "efficient", "math", "manual"),
+        "attention implementation: torch's choice of kernel, one of its kernels, or written out; flex: the kernels "
+        "of the reciprocal term, in compiled graphs",
+        choices=("sdpa", "flash", "cudnn", "efficient", "math", "manual", "flex"),
     )
     attention_form: str = setting(
         "multi_head",
@@ -148,6 +149,18 @@ class Model:
         "width of the latent keys and values, shared by the heads",
         unit="features",
         at_least=1,
+        only_if={"attention_form": ("latent",)},
+    )
+    latent_query: str = setting(
+        "per_head",
+        "each head has its own latent query, or all share one",
+        choices=("per_head", "shared"),
+        only_if={"attention_form": ("latent",)},
+    )
+    latent_value: str = setting(
+        "per_head",
+        "each head has its own map of the latent values to its width, or all share one",
+        choices=("per_head", "shared"),
         only_if={"attention_form": ("latent",)},
     )
     reciprocal_alpha: float = setting(
@@ -627,6 +640,11 @@ class Evaluation:
         at_least=0,
         only_if={"model": ("gpt",)},
     )
+    latency_lengths: tuple[int, ...] = setting(
+        (),
+        "sequence lengths at which the final model's latency is measured after training, and its cache",
+        only_if={"model": ("gpt",)},
+    )
     sample_prompt: str = setting("", "text that samples go on from; empty: how the validation text begins")
 
 
@@ -650,6 +668,26 @@ class Logging:
         "costs another forward and backward pass; 0: none",
         unit="steps",
         at_least=0,
+    )
+
+    attention_sequences: int = setting(
+        0,
+        "validation sequences on which evaluations measure the entropy and reciprocity of attention; 0: none",
+        unit="sequences",
+        at_least=0,
+        only_if={"model": ("gpt",)},
+    )
+    monitor_interval: float = setting(
+        0.0,
+        "seconds between samples of the device's memory, utilisation, temperature and power in the steps; 0: none",
+        unit="s",
+        at_least=0,
+    )
+    reciprocity_window: int = setting(
+        64,
+        "how far apart two tokens are at most whose scores of each other reciprocity compares",
+        unit="tokens",
+        at_least=1,
     )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from engine import losses
 from engine.optimizers import spam
+from engine.models import reciprocal
 
 ROUNDING = 512  # bytes: CUDA's allocator hands out multiples of it
 BLAS_WORKSPACE = 32 * 2**20  # bytes: cuBLAS's on Hopper, taken from the allocator for good
@@ -30,6 +31,10 @@ def rules(attention: str) -> Iterator[None]:
         library.impl(name, _in_fp32(name, dtype_argument))
     with (
         mock.patch.object(F, "scaled_dot_product_attention", _attention(attention)),
+        mock.patch.object(reciprocal, "fused", _flex),
+        mock.patch.object(
+            reciprocal, "masks", lambda length, window, device: (True, length > window + 1 or None)
+        ),
         mock.patch.object(losses, "_kernel", lambda logits: _loss_kernel),
         mock.patch.object(losses, "add_product", _add_product),
         mock.patch.object(spam, "kernel", lambda _: _in_place),
@@ -55,7 +60,7 @@ def _attention(wanted: str):
     """F.scaled_dot_product_attention as a GPU runs it with this setting of `attention`."""
     aten = torch.ops.aten
 
-    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, enable_gqa=False):
         if torch.is_autocast_enabled("cpu"):
             q, k, v = (x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v))
         half = q.dtype in (torch.bfloat16, torch.float16)
@@ -71,17 +76,28 @@ def _attention(wanted: str):
     return attention
 
 
+def _flex(q, k, v, _mask, _scale) -> tuple[torch.Tensor, torch.Tensor]:
+    """reciprocal.fused: what is kept is q, k, v, the output and a number a row, as of the efficient kernel."""
+    k, v = (x.expand(-1, q.size(1), -1, -1) for x in (k, v))
+    y, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, True)[:2]
+    return y, lse[..., : q.size(-2)]
+
+
 def work_memory(function, args) -> int:
     """Bytes that a kernel takes while it runs.
 
-    The backward passes of flash and cuDNN attention add up the gradient of the queries in fp32.
+    The backward passes of flash and cuDNN attention add up the gradient of the queries in fp32; where heads share
+    keys and values, flash's has their gradients for each head first.
     """
     aten = torch.ops.aten
+    flash = aten._scaled_dot_product_flash_attention_backward.default
     if function in (
-        aten._scaled_dot_product_flash_attention_backward.default,
+        flash,
         aten._scaled_dot_product_cudnn_attention_backward.default,
     ):
-        return args[1].numel() * 4
+        q, k = args[1:3]
+        for_each_head = function is flash and k.size(1) != q.size(1)
+        return q.numel() * 4 + 2 * q.numel() * q.itemsize * for_each_head
     return 0
 
 

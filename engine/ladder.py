@@ -88,7 +88,8 @@ def rungs(config: Config) -> list[tuple[str, dict]]:
     if config.memory.activation_checkpointing != "full":
         found.append(("full activation checkpointing", {"activation_checkpointing": "full"}))
     found += [(f"micro-batch {m}", {"micro_batch_size": m}) for m in _smaller_micro_batches(config)]
-    if config.compile.compile != "none":
+    # Uncompiled, the reciprocal term has its scores written out, which is more.
+    if config.compile.compile != "none" and config.model.attention != "flex":
         found.append(("no compile", {"compile": "none"}))
     return [rung for rung in found if changed(config, rung[1]) != config]
 

@@ -66,6 +66,7 @@ def kept_operations() -> tuple[dict, set]:
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.higher_order.flex_attention,
     }
     products = {
         aten.mm.default: lambda args: args[1].shape[-1],
@@ -94,7 +95,8 @@ def lines(config: Config, seen, measured: "StepMemory") -> list[Line]:
     else:
         found, how = measured.recomputed_blocks, "calls of the blocks in one step"
     agrees, kernels = found == wanted, seen.operations.attention_kernels
-    if kernels and "math" not in kernels:  # math is made of other operations, of which some are kept
+    # math is made of other operations, of which some are kept; flex of several kernels
+    if kernels and not kernels.keys() & {"math", "flex"}:
         again = sum(kernels.values()) / seen.accumulation - layers
         how += f"; attention ran again in {again:g} of {layers} blocks"
         agrees = agrees and again == whole

@@ -83,6 +83,8 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.profiler.lines(),
         *run.lengths.lines(),
         *run.curriculum.lines(),
+        *run.monitor.lines(),
+        *run.attention.lines(run.evaluations),
         *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),
@@ -210,7 +212,8 @@ def attention(config: Config, seen: Observed) -> list[Line]:
     if is_math and not found and config.compile.compile != "none":
         how = "no other kernel ran in one step; compiled, its own parts have no name of their own"
         return [Line("attention", wanted, "sdpa math", how, True)]
-    used = ", ".join(f"sdpa {kernel}" for kernel in sorted(found)) or "manual"
+    names = {kernel: kernel if kernel == "flex" else f"sdpa {kernel}" for kernel in sorted(found)}
+    used = ", ".join(names.values()) or "manual"
     how = "; ".join(f"{n} calls of {kernel} in one step" for kernel, n in sorted(found.items()))
     agrees = bool(found) == (wanted != "manual") if wanted in ("sdpa", "manual") else set(found) == {wanted}
     return [Line("attention", wanted, used, how or "no SDPA kernel ran in one step", agrees)]

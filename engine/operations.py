@@ -105,11 +105,18 @@ class _Call:
 
 
 def attention_kernels(counts: Counter[str]) -> dict[str, int]:
-    """Forward calls of each SDPA kernel: flash, cudnn, efficient, math. Attention written out has none.
+    """Forward calls of each kernel: SDPA's flash, cudnn, efficient, math, and flex. Attention written out has none.
 
     The math kernel's name is lost where it is compiled: what is left of it are matrix products.
     """
     found: Counter[str] = Counter()
     for name, kernel in ATTENTION_KERNELS.items():
         found[kernel] += counts[name]
+    found["flex"] = sum(n for name, n in counts.items() if _is_flex(name))
     return dict(+found)
+
+
+def _is_flex(name: str) -> bool:
+    """Whether it is a forward kernel that Inductor made of flex_attention: templates are named by what they fuse."""
+    template = name.startswith("triton_tem_fused") and "mm" not in name
+    return (template or "flex_attention" in name) and name.startswith("triton_") and "backward" not in name

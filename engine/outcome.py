@@ -3,7 +3,7 @@
 import torch
 import torch.nn as nn
 
-from engine import compiling, guards, lengths, parallel, probes, rundir, scaling, vocabulary
+from engine import compiling, guards, latency, lengths, parallel, probes, rundir, scaling, vocabulary
 from engine.evaluate import evaluated
 from engine.guards import Diverged
 from engine.optimizers import counters, observe
@@ -14,8 +14,10 @@ def diverged(run, end: Diverged) -> None:
     run.write_ledger()
     if run.ranks.is_first:
         run.recorder.flush()
+        run.monitor.write(run.directory, end.step)
         run.noise.write(run.directory)
-        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory)):
+        looked = [run.attention.table(run.directory)] if run.attention.count else []
+        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory), *looked):
             table.cut(end.step)
         rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}
@@ -37,11 +39,13 @@ def complete(run) -> None:
         _save_model(run)
     if run.ranks.is_first:
         run.noise.write(run.directory)
+        run.monitor.write(run.directory)
         metrics = _summary(run, data_order)
-    run.ledger += scaling.probe(run)
+    figures, lines = latency.of_run(run)
+    run.ledger += lines + scaling.probe(run)
     if run.ranks.is_first:
         run.keep_ledger()
-        rundir.write_json(run.directory / "metrics.json", metrics)
+        rundir.write_json(run.directory / "metrics.json", metrics | figures)
     run.checkpoints.discard()
 
 
@@ -89,6 +93,7 @@ def _summary(run, data_order: str) -> dict:
         **guards.counts(run.step.guard, run.step.loss_scale),
         **counters.figures(rows, counters.names(run.optimizer), run.parameter_count),
         "optimizer_memory_multiple": observe.memory_multiple(run.optimizer),
+        **run.monitor.figures(),
         "train_seconds": sum(float(row["step_seconds"]) for row in rows),
         **run.seconds,
         "compile_seconds": compiling.proof().seconds,

@@ -29,6 +29,8 @@ FUNCTION = (
     "norm_placement",
     "attention_form",
     "latent_width",
+    "latent_query",
+    "latent_value",
     "reciprocal_alpha",
     "reciprocal_window",
     "activation",

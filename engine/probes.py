@@ -21,10 +21,14 @@ def training_flops(parameters: int, model, tokens: int, length: int = 0) -> int:
     """Floating-point operations that training on `tokens` tokens needs: 6 N + 12 L C T a token.
 
     Of the model, not of how it was computed: what activation checkpointing repeats is not counted. `model`:
-    engine.config.Model; N counts all `parameters`; T is `length`, where sequences were shorter than its context.
+    engine.config.Model; N counts all `parameters`; T is `length`, where sequences were shorter than its context; C is
+    what a query has in all heads, in latent attention heads × latent_width.
     Source: appendix B of PaLM (Chowdhery et al., 2022).
     """
-    attention = 12 * model.layers * model.width * (length or model.context)
+    width = model.width
+    if model.attention_form == "latent":
+        width = model.latent_width * (model.heads if model.latent_query == "per_head" else 1)
+    attention = 12 * model.layers * width * (length or model.context)
     return (6 * parameters + attention) * tokens
 
 

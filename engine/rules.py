@@ -9,6 +9,7 @@ from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
 from engine.optimizers import ON_DEVICE_ONLY
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
+SHORTEST_INTERVAL = 0.05  # seconds between two looks at the device
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 RECORDED = ("adamw", "adam", "sgd", "muon")  # optimizers whose update can be part of a graph
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
@@ -19,6 +20,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
     checks = [
         *_data(config),
         *_model(config.model),
+        *_reciprocal(config),
         *_batch(config),
         *_shards(config.parallel),
         *_lr(config.optimizer),
@@ -32,6 +34,9 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_evaluation(config),
         *_samples(config.evaluation),
         *_probes(config),
+        *_attention_metrics(config),
+        *_latency(config),
+        *_monitor(config.logging.monitor_interval),
         *_names(config.run),
     ]
     return [message for names, broken, message in checks if broken and not set(names) & set(unknown)]
@@ -86,10 +91,39 @@ def _model(m) -> list[Check]:
             f"positions = 'rotary': {rotated_name} = {rotated}: must be even, because features turn in pairs",
         ),
         (
+            ("attention_form", "latent_query", "latent_value", "heads"),
+            latent and m.heads > 1 and m.latent_query == m.latent_value == "shared",
+            f"latent_query and latent_value = 'shared': all {m.heads} heads would be one and the same; share one "
+            "of the two, or set heads = 1",
+        ),
+    ]
+
+
+def _reciprocal(c) -> list[Check]:
+    """Which implementations have the reciprocal term, and what flex cannot."""
+    m, alpha = c.model, c.model.reciprocal_alpha
+    asked = "attention = 'flex'"
+    cannot = [
+        ("reciprocal_alpha", not alpha, "is for the reciprocal term alone; set attention = 'sdpa'"),
+        ("compile", c.compile.compile == "none", "is fused in a compiled graph only; set compile = 'model'"),
+        ("precision", c.training.precision == "fp32", "multiplies in 16 bits only; set precision = 'bf16'"),
+        ("dropout", m.dropout > 0, f"has no dropout (dropout = {m.dropout}); set attention = 'manual'"),
+        (
+            "latent_width",
+            bool(alpha) and not 16 <= m.latent_width <= 128,
+            f"takes a latent_width from 16 to 128, not {m.latent_width}; set attention = 'manual'",
+        ),
+    ]
+    return [
+        (
             ("reciprocal_alpha", "attention"),
-            m.reciprocal_alpha != 0 and m.attention != "manual",
-            f"reciprocal_alpha = {m.reciprocal_alpha}: needs its scores written out; set attention = 'manual', not "
-            f"{m.attention!r}",
+            alpha != 0 and m.attention not in ("manual", "flex"),
+            f"reciprocal_alpha = {alpha}: no kernel of SDPA has the reciprocal term; set attention = 'manual' (its "
+            f"scores written out) or 'flex' (a GPU's compiled kernels), not {m.attention!r}",
+        ),
+        *(
+            (("attention", name), m.attention == "flex" and broken, f"{asked}: {why}")
+            for name, broken, why in cannot
         ),
     ]
 
@@ -365,6 +399,57 @@ def _probes(c) -> list[Check]:
             ((name,), len(set(blocks)) < len(blocks), f"{name} = {list(blocks)}: names a block twice")
             for name, blocks in probed.items()
         ),
+    ]
+
+
+def _attention_metrics(c) -> list[Check]:
+    count, window, tensor = (
+        c.logging.attention_sequences,
+        c.logging.reciprocity_window,
+        c.parallel.tensor_parallel,
+    )
+    return [
+        (
+            ("attention_sequences", "reciprocity_window"),
+            not count and window != 64,
+            f"reciprocity_window = {window}: would do nothing with attention_sequences = 0",
+        ),
+        (
+            ("attention_sequences", "context"),
+            count > 0 and c.model.context < 2,
+            f"attention_sequences = {count}: a context of {c.model.context} token has no pairs to look at",
+        ),
+        (
+            ("attention_sequences", "tensor_parallel"),
+            count > 0 and tensor > 1,
+            f"attention_sequences = {count}: not with tensor_parallel = {tensor}: a process has only some heads",
+        ),
+    ]
+
+
+def _latency(c) -> list[Check]:
+    lengths, context = c.evaluation.latency_lengths, c.model.context
+    return [
+        (
+            ("latency_lengths", "context"),
+            any(not 2 <= n <= context for n in lengths),
+            f"latency_lengths = {list(lengths)}: each must be from 2 to context = {context}",
+        ),
+        (
+            ("latency_lengths",),
+            len(set(lengths)) < len(lengths),
+            f"latency_lengths = {list(lengths)}: names a length twice",
+        ),
+    ]
+
+
+def _monitor(interval: float) -> list[Check]:
+    return [
+        (
+            ("monitor_interval",),
+            0 < interval < SHORTEST_INTERVAL,
+            f"monitor_interval = {interval:g}: must be 0 or ≥ {SHORTEST_INTERVAL:g}, so that it disturbs no step",
+        )
     ]
 
 

@@ -88,7 +88,7 @@ class Probe:
         """Of every timed step of this rank, by kind."""
         found: dict[str, list[float]] = {kind: [] for kind in kinds}
         ready = self._ready()
-        with _no_garbage():
+        with no_garbage():
             for _ in range(TURNS):
                 for kind in kinds:
                     found[kind] += getattr(self, f"_{kind}_turn")(ready)
@@ -148,7 +148,7 @@ class Probe:
 
 
 @contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Python's garbage is collected before, and not in a step."""
     was_enabled = gc.isenabled()
     gc.collect()

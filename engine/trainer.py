@@ -24,6 +24,7 @@ from engine import (
     tasks,
     vocabulary,
 )
+from engine.attention_metrics import AttentionMetrics
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
 from engine.data import curriculum
@@ -33,6 +34,7 @@ from engine.environment import describe
 from engine.guards import Diverged
 from engine.ledger import as_dict
 from engine.memory import StepMemory
+from engine.monitor import Monitor
 from engine.noise_scale import NoiseScale
 from engine.operations import Operations
 from engine.optimizers import counters
@@ -78,6 +80,8 @@ class Trainer:
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.lengths = lengths.Lengths(t, config.model.context)
         self.curriculum = curriculum.Seen(self.order, t)
+        self.attention = AttentionMetrics(config, tokens.validation, ranks)
+        self.monitor = Monitor(config.logging.monitor_interval if ranks.is_first else 0.0, ranks.device)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
         self.model = build_model(
             config, tokens.meta["vocabulary_size"], ranks, classes=tasks.class_count(tokens.meta)
@@ -147,7 +151,7 @@ class Trainer:
             active=self.ranks.is_first,
         )
         try:
-            with self.collector, self.batches, self.profiler:
+            with self.collector, self.batches, self.profiler, self.monitor:
                 self._uncounted()
                 for batch in self.batches:
                     if batch.step == first:
@@ -172,6 +176,7 @@ class Trainer:
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"), self.average.in_place():
                 self._evaluate(step)
+                self._look_at_attention(step)
                 if self.sampler:
                     self._sample(step)
         if self._checkpoint_due(step):
@@ -200,7 +205,8 @@ class Trainer:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)  # the steps before must not be counted here
         start = time.perf_counter()
-        yield
+        with self.monitor.paused():
+            yield
         self.seconds[what] += time.perf_counter() - start
         self._uncounted()
 
@@ -274,6 +280,7 @@ class Trainer:
         self.lengths.add(batch.step, micro_batches[0][0])
         self.curriculum.add(batch.step, batch.inputs.numpy())
         is_measured = batch.step == self.measured_step
+        self.monitor.step = batch.step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written
         squares = None
         if self.noise.due(batch.step):
@@ -380,6 +387,14 @@ class Trainer:
                 step=step + 1,
                 **{name: round(value, 4) for name, value in found.items()},
             )
+
+    def _look_at_attention(self, step: int) -> None:
+        if not self.attention.count:
+            return
+        found = self.attention.measure(self.model, self.optimizer)
+        if self.ranks.is_first:
+            where = {"step": step, "tokens_seen": self.tokens_seen(step)}
+            self.attention.table(self.directory).append([where | found])
 
     def _sample(self, step: int) -> None:
         weights = outcome.full_weights(self.model)

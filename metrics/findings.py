@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from metrics import statistics
+from metrics.devices import throttled
 from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
@@ -34,7 +35,8 @@ NAMES |= {"sample_tokens", "sample_prompt"}
 LR_MEANS_ANOTHER_THING = {"optimizer", "model", "layers", "heads", "width", "mlp_width", "context"}
 SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
 RULE_TOLERANCE = 0.01
-NAMES |= {"gradient_norm_layers", "noise_scale_interval"}
+NAMES |= {"gradient_norm_layers", "noise_scale_interval", "attention_sequences", "reciprocity_window"}
+NAMES |= {"monitor_interval", "latency_lengths"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _sparsity,
         _noise_scale,
         _block_norms,
+        _throttled,
         _grids,
     )
     # A grid has many runs, and sentences of its own.
@@ -319,6 +322,11 @@ def _noise_scale(study: _Study) -> Iterator[Finding]:
 def _block_norms(study: _Study) -> Iterator[Finding]:
     """How unlike the gradients of a run's blocks are, at the start and at the end."""
     yield from (Finding(one.words, (one.run,)) for one in spreads(study.results) if one.run in study.runs)
+
+
+def _throttled(study: _Study) -> Iterator[Finding]:
+    """That a run's GPU was slowed down because it was hot, where a monitor looked."""
+    yield from (Finding(text, (run,)) for run in study.runs if (text := throttled(study.results, run)))
 
 
 def _grids(study: _Study) -> Iterator[Finding]:

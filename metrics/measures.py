@@ -45,6 +45,10 @@ def _test(key: str) -> Callable[[RunSeed], float | None]:
     return lambda one: None if one.test.get(key) is None else float(one.test[key])
 
 
+def _latency(key: str, length: int) -> Callable[[RunSeed], float | None]:
+    return lambda one: next((row[key] for row in one.latency if row["length"] == length), None)
+
+
 def distinct_share(one: RunSeed) -> float:
     """Of the samples that all ranks drew in a step the share that were different ones; 1 where none were counted."""
     return one.scaling["samples_distinct"] / one.scaling["samples_drawn"] if one.scaling else 1.0
@@ -87,6 +91,19 @@ METRICS |= {
     "optimizer_spikes": Metric("spikes", "", _metric("optimizer_spikes")),
 }
 COUNTED = ("clipped_fraction", "largest_square_ratio", "optimizer_resets", "optimizer_spikes")
+LATENCIES = {  # of latency.json → in words
+    "prefill_p50_ms": "prefill latency p50",
+    "prefill_p95_ms": "prefill latency p95",
+    "token_p50_ms": "token latency p50",
+    "token_p95_ms": "token latency p95",
+}
+for _length in (512, 1024):  # the lengths at which runs are compared by it; their tables have every length
+    METRICS |= {
+        f"latency_{key}_at_{_length}": Metric(
+            f"{words} at {_length:,}", "ms", _latency(key, _length), cost=True
+        )
+        for key, words in LATENCIES.items()
+    }
 COSTS = tuple(name for name, metric in METRICS.items() if metric.cost)
 # What a study may be judged by: what every run of the objective measures.
 STUDY_METRICS = ("test_loss", "val_loss")

@@ -41,6 +41,29 @@ NOISE_COLUMNS = (
     "noise_scale",
     "coherence",
 )
+ATTENTION_COLUMNS = (*COUNT_COLUMNS, "entropy_0", "reciprocity_0")  # and of the other layers
+DEVICE_COLUMNS = (
+    "step",
+    "seconds",
+    "device_memory_gib",
+    "device_utilization_percent",
+    "temperature_celsius",
+    "power_watts",
+    "sm_clock_mhz",
+    "thermal_throttle",
+    "power_cap",
+    "process_memory_gib",
+    "process_cpu_percent",
+)
+LATENCY_KEYS = (
+    "length",
+    "prefill_p50_ms",
+    "prefill_p95_ms",
+    "token_p50_ms",
+    "token_p95_ms",
+    "cache_bytes",
+    "cache_bytes_per_token",
+)
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
 # The same of a classifier.
 LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
@@ -94,6 +117,9 @@ class RunSeed:
     config: dict[str, Any] = field(default_factory=dict)
     samples: tuple[dict[str, Any], ...] = ()  # step, prompt, text: what the model wrote
     scaling: dict[str, Any] = field(default_factory=dict)  # scaling.json, where its steps were probed
+    latency: tuple[
+        dict[str, float], ...
+    ] = ()  # of latency.json: figures of each length, where it was measured
 
     @property
     def labelled(self) -> bool:
@@ -106,8 +132,9 @@ class Results:
     """A study with all its runs and seeds, in the study's order.
 
     Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*,
-    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy) and `noise` (run, seed,
-    NOISE_COLUMNS, of runs that measured it).
+    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy); and of runs that measured it
+    `noise` (run, seed, NOISE_COLUMNS), `attention` (run, seed, ATTENTION_COLUMNS and those of more layers) and
+    `device` (run, seed, DEVICE_COLUMNS).
     """
 
     study: Study
@@ -115,6 +142,8 @@ class Results:
     steps: pl.DataFrame
     evals: pl.DataFrame
     noise: pl.DataFrame = field(default_factory=lambda: _concat([], NOISE_COLUMNS))
+    attention: pl.DataFrame = field(default_factory=lambda: _concat([], COUNT_COLUMNS))
+    device: pl.DataFrame = field(default_factory=lambda: _concat([], DEVICE_COLUMNS))
 
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
@@ -148,12 +177,24 @@ def read(directory: Path) -> Results:
         for one in done
         if one.config.get("noise_scale_interval")
     ]
+    attention = [
+        _rows(directory, one, "attention.csv", ATTENTION_COLUMNS)
+        for one in done
+        if one.config.get("attention_sequences")
+    ]
+    device = [
+        _rows(directory, one, "device.csv", DEVICE_COLUMNS)
+        for one in done
+        if one.config.get("monitor_interval")
+    ]
     return Results(
         study,
         runs,
         _concat(steps, STEP_COLUMNS),
         _concat(evals, EVAL_COLUMNS),
         _concat(noise, NOISE_COLUMNS),
+        _concat(attention, COUNT_COLUMNS),
+        _concat(device, DEVICE_COLUMNS),
     )
 
 
@@ -243,7 +284,20 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         config,
         _samples(home / "samples.jsonl"),
         _scaling(home / "scaling.json", config),
+        _latency(home / "latency.json", config),
     )
+
+
+def _latency(path: Path, config: dict[str, Any]) -> tuple[dict[str, float], ...]:
+    """The figures of each length; none where it was not asked for."""
+    if not config.get("latency_lengths"):
+        return ()
+    found = _object(path).get("lengths")
+    if not isinstance(found, list) or not found:
+        raise ResultsError(f"{path} must hold a list 'lengths' of objects with {', '.join(LATENCY_KEYS)}")
+    for one in found:
+        checks.require_numbers(path, one if isinstance(one, dict) else {}, LATENCY_KEYS)
+    return tuple(found)
 
 
 def _scaling(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -315,7 +369,8 @@ def _rows(directory: Path, one: RunSeed, name: str, columns: tuple[str, ...]) ->
     except pl.exceptions.PolarsError as error:
         raise ResultsError(f"{path} is not a table of numbers: {error}") from error
     every = columns is STEP_COLUMNS
-    checks.require_order(path, frame["step"], every, one.metrics.get("steps") if every else None)
+    if columns is not DEVICE_COLUMNS:  # of which a step has many, or none
+        checks.require_order(path, frame["step"], every, one.metrics.get("steps") if every else None)
     return frame.select(pl.lit(one.run).alias("run"), pl.lit(one.seed).alias("seed"), pl.all())
 
 

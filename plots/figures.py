@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from metrics import gradients
+from metrics import attention, devices, gradients
 from metrics.epochs import epoch_bars, mean_epochs
 from metrics.frames import bars, curves
 from metrics.grid_results import grid_frame
@@ -15,7 +15,7 @@ from metrics.scaling import scaling_points
 from metrics.summary import Summary
 from metrics.trade_offs import trade_offs
 from metrics.words import short
-from plots import charts, gradient_charts, grid_charts, scaling_charts
+from plots import attention_charts, charts, gradient_charts, grid_charts, scaling_charts
 from plots.svg import svg
 
 BARS = ("peak_memory_gib", "activation_mib")
@@ -37,6 +37,11 @@ EPOCH = (
     "What one pass over the training rows takes at each run's median step, compiling not counted. Says nothing of "
     "scaling: that is measured in samples a second."
 )
+ATTENTION = {
+    "entropy": "Of a few fixed validation sequences, means over heads and rows.",
+    "reciprocity": "Of the scores ⟨q, k⟩ / √d within the window, before the mask and any reciprocal term.",
+}
+DEVICE = "One seed of each run, sampled while it took its steps: evaluations leave gaps."
 SCALING = (
     "Different samples a second, against the declared run in one process; 95 % intervals over paired seeds."
 )
@@ -208,7 +213,43 @@ def _gradients(summary: Summary, points: int) -> list[Drawn]:
         chart = gradient_charts.blocks(own, title, gradient_charts.domain(positive))
         left_out = f"Of {len(shown)} runs these are {MOST_PANELS}." if len(shown) > MOST_PANELS else ""
         drawn.append(Drawn(f"gradient_norms_{run}", title, chart, left_out))
-    return [*drawn, *_noise(summary, points)]
+    return [*drawn, *_noise(summary, points), *_attention(summary, points), *_device(summary, points)]
+
+
+def _attention(summary: Summary, points: int) -> list[Drawn]:
+    """Entropy and reciprocity of attention: means over layers of all runs, and each run's layers on one scale."""
+    results, runs = summary.results, list(summary.results.study.runs)
+    drawn, means = [], attention.over_layers(results, points)
+    for what, axis in (("entropy", "entropy (nats)"), ("reciprocity", "correlation of S_ij and S_ji")):
+        frame = attention.by_layer(results, what, points)
+        if frame.is_empty():
+            continue
+        title = f"{_capital(what)} of attention"
+        chart = charts.curve(means, what, f"{title}, mean over layers", axis, runs, points=True)
+        drawn.append(Drawn(f"attention_{what}", f"{title}, mean over layers", chart, ATTENTION[what]))
+        shown = [run for run in runs if run in set(frame["run"])]
+        for run in shown[:MOST_PANELS]:
+            own, limits = frame.filter(pl.col("run") == run), attention_charts.domain(frame)
+            chart = attention_charts.layers(own, f"{title}: {short(run)}", axis, limits)
+            left_out = f"Of {len(shown)} runs these are {MOST_PANELS}." if len(shown) > MOST_PANELS else ""
+            drawn.append(Drawn(f"attention_{what}_{run}", f"{title}: {short(run)}", chart, left_out))
+    return drawn
+
+
+def _device(summary: Summary, points: int) -> list[Drawn]:
+    """What the machine did over the seconds of training; of the process only where nothing is known of a GPU."""
+    frame, drawn = devices.over_seconds(summary.results, points), []
+    if frame.is_empty():
+        return []
+    kinds = [
+        {name: axis for name, axis in kind.items() if _has_values(frame, name)}
+        for kind in (devices.OF_GPU, devices.OF_PROCESS)
+    ]
+    for name, axis in (kinds[0] or kinds[1]).items():
+        title = _capital(axis.rpartition(" (")[0])
+        chart = charts.curve(frame, name, title, axis, list(summary.results.study.runs), x="seconds")
+        drawn.append(Drawn(f"device_{name}", title, chart, DEVICE))
+    return drawn
 
 
 def _noise(summary: Summary, points: int) -> list[Drawn]:

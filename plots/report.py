@@ -17,6 +17,7 @@ from metrics.rows import RunSeed
 from metrics.summary import Summary
 from metrics.words import footnotes, headline, number
 from plots.figures import Figure, comparisons, of_scaling, over_steps
+from plots.measured_tables import measured_tables
 from plots.outcome_tables import (
     Table,
     criteria_tables,
@@ -49,6 +50,7 @@ def html(summary: Summary) -> str:
         criteria=_captioned("Criteria", criteria_tables(summary)),
         optimizers=_captioned("Optimizers", optimizer_tables(summary)),
         scaling=_scaling(summary),
+        measured=_captioned("Inference and machine", measured_tables(summary, wide=True)),
         notes=_list([escape(note) for note in footnotes(summary)]),
         marks=_marks(summary),
         bars=_figures(comparisons(summary)),

@@ -24,6 +24,7 @@ from metrics.words import (
     verdict_sentence,
     with_interval,
 )
+from plots.measured_tables import measured_tables
 from plots.outcome_tables import (
     Captioned,
     Table,
@@ -179,8 +180,13 @@ def hypothesis_lines(summary: Summary) -> list[str]:
 
 
 def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
-    """The tables of criteria, of optimizers and of scaling, where the study has any."""
-    return [*criteria_tables(summary), *optimizer_tables(summary), *scaling_tables(summary, wide)]
+    """The tables of criteria, optimizers, scaling, latency and the machine, where the study has any."""
+    return [
+        *criteria_tables(summary),
+        *optimizer_tables(summary),
+        *scaling_tables(summary, wide),
+        *measured_tables(summary, wide),
+    ]
 
 
 def verdicts(summary: Summary) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from engine.errors import ConfigError
 
 KERNELS = {"cpu": ("flash", "math"), "cuda": ("flash", "cudnn", "efficient", "math")}
+NOT_OF_SDPA = ("manual", "flex")  # written out, and torch's flex_attention
 
 
 def kernel_problems(
@@ -23,7 +25,11 @@ def kernel_problems(
     available = KERNELS[kind]
     checks = [
         (
-            name not in ("sdpa", "manual", *available),
+            name == "flex" and kind == "cpu",
+            "attention = 'flex': has no backward pass on a CPU; set attention = 'manual'",
+        ),
+        (
+            name not in ("sdpa", *NOT_OF_SDPA, *available),
             f"attention = {name!r}: a {kind} device has no such kernel; it has {', '.join(available)}, and sdpa "
             "(torch's choice) and manual",
         ),
@@ -44,7 +50,7 @@ def kernel_problems(
 
 
 def select_attention(name: str, device: torch.device | str) -> None:
-    """Let `scaled_dot_product_attention` use kernel `name` alone; `sdpa` and `manual` leave torch its choice.
+    """Let `scaled_dot_product_attention` use kernel `name` alone; `sdpa`, `manual` and `flex` leave torch its choice.
 
     A switch of the whole process, which eager code obeys at every call and torch.compile when it traces: call it
     once, before training. Raises ConfigError for a kernel that the device does not have. Where the device has the
@@ -55,7 +61,7 @@ def select_attention(name: str, device: torch.device | str) -> None:
     # torch's cache of compiled graphs is not keyed by these switches: it would bring back another run's kernel.
     own = os.environ.get("TORCH_COMPILE_CACHE_KEY_TAG", "")
     torch.compiler.config.cache_key_tag = f"{own} attention={name}".strip()
-    is_kernel = name not in ("sdpa", "manual")
+    is_kernel = name not in ("sdpa", *NOT_OF_SDPA)
     for kernel, switch in {
         "flash": torch.backends.cuda.enable_flash_sdp,
         "cudnn": torch.backends.cuda.enable_cudnn_sdp,
@@ -96,7 +102,10 @@ def attend(
     causal: bool = True,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √d) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H, t, ·).
+    """softmax(q kᵀ / √d) v: q (B, H, n, d) of the last n of t tokens, k and v (B, H or 1, t, ·).
+
+    k and v of one head are for all heads of q. In 16 bits the kernels that can read them so do, and nothing is
+    repeated for each head; the others see them repeated, as views.
 
     causal: a token sees none that follow it. cached: earlier tokens may be among k and v; if not, n = t, which is
     not asked: sizes may be symbols. mask (B, 1, 1, t): False for what no token sees; of attention that is not causal.
@@ -108,7 +117,13 @@ def attend(
     assert (
         is_causal or not causal or q.size(-2) == 1
     )  # SDPA's causal mask is for n = t; a last token sees all
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=dropout)
+    options = {"attn_mask": mask, "is_causal": is_causal, "dropout_p": dropout}
+    if k.size(1) != q.size(1):
+        # torch's efficient kernel cannot, and in 32 bits nor can any fused one.
+        if implementation != "efficient" and q.dtype in (torch.bfloat16, torch.float16):
+            return F.scaled_dot_product_attention(q, k, v, **options, enable_gqa=True)
+        k, v = (x.expand(-1, q.size(1), -1, -1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 def manual_attention(
@@ -121,7 +136,7 @@ def manual_attention(
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The same written out; the scores exist whole, as (B, H, n, t)."""
-    scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))
+    scores = products(q, k) / math.sqrt(q.size(-1))
     return weigh(scores, v, dropout, causal=causal, mask=mask)
 
 
@@ -140,7 +155,24 @@ def weigh(
         scores = scores.masked_fill(future, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
+    return _rows_times(F.dropout(scores.softmax(-1), dropout).to(v.dtype), v)
+
+
+def products(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """⟨q_i, k_j⟩ for all i and j: q (B, H, n, d), k (B, H or 1, t, d) → (B, H, n, t)."""
+    return _rows_times(q, k.transpose(-2, -1))
+
+
+def _rows_times(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """rows (B, H, n, m) @ matrix (B, H or 1, m, d). One matrix for all heads is not repeated for each."""
+    if matrix.size(1) == rows.size(1):
+        return rows @ matrix
+    return (rows.flatten(1, 2) @ matrix.squeeze(1)).unflatten(1, rows.shape[1:3])
+
+
+def columns_of_heads(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """The columns of an output projection (C, H·d) that read each head: (H, C·d)."""
+    return weight.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1)
 
 
 class MultiHead(nn.Module):
@@ -159,11 +191,7 @@ class MultiHead(nn.Module):
         self, x: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:  # (B, T, C) → (B, T, C)
         batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, -1, 3, self.head_width)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, H, T, d)
-        if self.rotary is not None:
-            start = cache.length if cache is not None else 0
-            q, k = self.rotary(q, start), self.rotary(k, start)
+        q, k, v = self.heads_of(x, cache.length if cache is not None else 0)
         if cache is not None:
             k, v = cache.extend(k=k, v=v)
         dropout = self.dropout if self.training else 0.0
@@ -178,3 +206,26 @@ class MultiHead(nn.Module):
             mask=mask,
         )
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+    def heads_of(self, x: torch.Tensor, start: int = 0) -> list[torch.Tensor]:
+        """q, k, v (B, H, T, d) of x, whose first token is at `start`."""
+        qkv = self.qkv(x).view(*x.shape[:2], -1, 3, self.head_width)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        return [q, k, v]
+
+    def weights_of_heads(self) -> list[tuple[nn.Parameter, Callable]]:
+        """The weights of which each head has its own part, with how a tensor of that shape is divided: (H, n)."""
+        heads = self.out.weight.size(1) // self.head_width
+        return [
+            (self.qkv.weight, lambda w: w.reshape(heads, -1)),
+            (self.out.weight, lambda w: columns_of_heads(w, heads)),
+        ]
+
+    def looked_at(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For x (B, T, C), fp32 and before the mask: ⟨q, k⟩ / √d, and what softmax is taken of, here the same."""
+        q, k, _ = (part.float() for part in self.heads_of(x))
+        with torch.autocast(x.device.type, enabled=False):
+            scores = products(q, k) / math.sqrt(self.head_width)
+        return scores, scores

@@ -36,9 +36,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(s.dropout)
 
     def forward(
-        self, x: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | None = None
+        self, x: torch.Tensor, cache: Cache | None = None, mask: torch.Tensor | tuple | None = None
     ) -> torch.Tensor:
-        """x (B, T, C) → (B, T, C); mask (B, 1, 1, T): False for tokens that none sees, where it is not causal."""
+        """x (B, T, C) → (B, T, C).
+
+        mask (B, 1, 1, T): False for tokens that none sees, where it is not causal; or of reciprocal.masks.
+        """
         seen = () if mask is None else (mask,)
         if self.norm_placement == "pre":
             x = x + self.dropout(self.attention(self.norm1(x), cache, *seen)).to(x.dtype)

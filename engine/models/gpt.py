@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from engine.models import reciprocal
 from engine.models.attention import Cache
 from engine.models.block import INIT_STD, Block, as_operand, draw_weights
 from engine.models.positions import Rotary, Sinusoids
@@ -48,6 +49,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(s.width, bias=s.bias) if s.norm_placement == "pre" else nn.Identity()
         self.output_dropout = nn.Dropout(s.output_dropout)
         self.head = None if s.tie_embeddings else nn.Linear(s.width, rows, bias=False)
+        self.reciprocal_window = s.reciprocal_window if s.attention == "flex" else None
         self.stream_in_bf16 = s.residual_precision == "bf16"
         self.stream_dtype: torch.dtype | None = None  # of the stream, as last seen before the last norm
         self.loss = NextToken(vocabulary_size)
@@ -73,13 +75,19 @@ class GPT(nn.Module):
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, start + tokens.size(1), device=tokens.device))
         x = self.dropout(x.bfloat16() if self.stream_in_bf16 else x)
-        norms = []
+        norms, masks = [], self._masks(tokens) if self.training and not caches else None
         for i, block in enumerate(self.layers):
-            x = block(x, caches[i]) if caches else block(x)
+            x = block(x, caches[i]) if caches else block(x) if masks is None else block(x, None, masks)
             if i in self.norm_layers:
                 norms.append(x.detach().float().square().mean().sqrt())
         self.stream_dtype = x.dtype
         return self.output_dropout(as_operand(self.norm(x))), norms
+
+    def _masks(self, tokens: torch.Tensor) -> tuple | None:
+        """What the kernels of attention = flex need to know of the sequences; None for other kernels."""
+        if self.reciprocal_window is None:
+            return None
+        return reciprocal.masks(tokens.size(1), self.reciprocal_window, tokens.device)
 
     def forward(
         self,

@@ -29,6 +29,8 @@ PRESETS = {
     "no_bias": {"bias": False},
     "rotary_swiglu": {"positions": "rotary", "activation": "swiglu"},
     "latent": {"attention_form": "latent", "latent_width": 16},
+    "latent_one_query": {"attention_form": "latent", "latent_width": 16, "latent_query": "shared"},
+    "latent_one_value": {"attention_form": "latent", "latent_width": 16, "latent_value": "shared"},
     "reciprocal": {
         "attention_form": "latent",
         "latent_width": 16,

@@ -55,7 +55,16 @@ KERNELS = {
     "offload": {"optimizer_offload": True, "loss_kernel": "chunked", "activation_checkpointing": "full"},
     "fp32_stream": {"residual_precision": "fp32"},
 }
+LATENT = {"attention_form": "latent", "compile": "blocks"}
+FLEX = LATENT | {"attention": "flex", "reciprocal_alpha": 0.5}
 RUNS = {
+    "latent-blocks": LATENT,
+    "latent-eager": LATENT | {"compile": "none"},
+    "latent_cudnn-blocks": LATENT | {"attention": "cudnn"},
+    "latent_one_query-blocks": LATENT | {"latent_query": "shared"},
+    "reciprocal_flex-blocks": FLEX,
+    "reciprocal_flex-full-blocks": FLEX | {"activation_checkpointing": "full"},
+    "reciprocal_manual-blocks": FLEX | {"attention": "manual", "batch_size": 16, "micro_batch_size": 8},
     **{f"{mode}-blocks": changes | {"compile": "blocks"} for mode, changes in MODES.items()},
     **{f"{mode}-eager": changes for mode, changes in MODES.items() if not mode.startswith("budget")},
     **{f"{name}-blocks": changes | {"compile": "blocks"} for name, changes in KERNELS.items()},

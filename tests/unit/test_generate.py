@@ -24,6 +24,15 @@ VARIANTS = {
     "post": {"norm_placement": "post", "pad_vocabulary_to": 8},
     "latent": {"attention_form": "latent", "latent_width": 6},
     "latent-rotary": {"attention_form": "latent", "latent_width": 6, "positions": "rotary"},
+    "latent-one-query": {
+        "attention_form": "latent",
+        "latent_width": 6,
+        "latent_query": "shared",
+        "attention": "manual",
+        "reciprocal_alpha": 0.8,
+        "reciprocal_window": 3,
+    },
+    "latent-one-value": {"attention_form": "latent", "latent_width": 6, "latent_value": "shared"},
     "reciprocal": {
         "attention_form": "latent",
         "latent_width": 6,

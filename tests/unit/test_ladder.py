@@ -268,3 +268,14 @@ def test_the_command_says_so_in_one_line_and_by_its_exit_status(lab):
     assert done.returncode == 3
     assert done.stderr.strip().splitlines()[-1].startswith("out of memory: one step took ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_ladder_leaves_fused_attention_compiled():
+    """Uncompiled, the reciprocal term has its scores written out: more memory, not less; and flex is then refused."""
+    settings = {"attention_form": "latent", "attention": "flex", "reciprocal_alpha": 0.5, "precision": "bf16"}
+    config = resolve(settings | {"compile": "model", "batch_size": 2}, "test")
+    assert [name for name, _ in ladder.rungs(config)] == [
+        "chunked loss",
+        "full activation checkpointing",
+        "micro-batch 1",
+    ]

@@ -35,7 +35,10 @@ VARIANTS = {
     "geglu-padded": {"activation": "geglu", "pad_vocabulary_to": 64, "tie_embeddings": False},
     "latent": LATENT,
     "latent-rotary": {**LATENT, "positions": "rotary", "activation": "gelu_tanh", "bias": False},
+    "latent-one-query": {**LATENT, "latent_query": "shared"},
+    "latent-one-value": {**LATENT, "latent_value": "shared", "attention": "manual"},
     "reciprocal": RECIPROCAL,
+    "reciprocal-one-query": {**RECIPROCAL, "latent_query": "shared"},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 

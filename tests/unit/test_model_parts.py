@@ -238,7 +238,8 @@ def test_scores_that_must_be_written_out_are_not_left_to_a_kernel():
         resolve(s, "test")
     assert raised.value.problems == [
         "positions = 'rotary': latent_width = 3: must be even, because features turn in pairs",
-        "reciprocal_alpha = 0.5: needs its scores written out; set attention = 'manual', not 'sdpa'",
+        "reciprocal_alpha = 0.5: no kernel of SDPA has the reciprocal term; set attention = 'manual' (its scores "
+        "written out) or 'flex' (a GPU's compiled kernels), not 'sdpa'",
     ]
     with pytest.raises(ConfigError, match=r"positions = 'rotary': width / heads = 3: must be even"):
         resolve({"width": 12, "positions": "rotary"}, "test")
