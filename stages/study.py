@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from engine.config import SETTINGS, is_effective, nearest
-from engine.data import BY_POSITION, LABELLED
+from engine.data import BY_POSITION, DOCUMENTS, LABELLED
 from metrics.measures import (
     AXES,
     KINDS,
@@ -97,7 +97,7 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
     problems = []
     if (
         study["metric"].startswith("test_")
-        and shared["dataset"] in BY_POSITION
+        and shared["dataset"] in (*BY_POSITION, *DOCUMENTS)
         and not shared["test_percent"]
     ):
         problems.append(
