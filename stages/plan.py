@@ -17,7 +17,9 @@ from ruamel.yaml.error import YAMLError
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
+from stages import checklist, presets
 from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
+from stages.requirements import REQUIREMENTS, requirement_problems, restricted, selection_problem
 from stages.study import (
     OPTIONAL,
     PLANNED,
@@ -45,12 +47,13 @@ def read_params(path: Path) -> dict:
 
 def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     """(study keys and settings, {"<run>-<seed>": Config}). Raises ConfigError with all problems."""
-    optional = OPTIONAL | EXPERIMENT
+    optional = OPTIONAL | EXPERIMENT | REQUIREMENTS
     keys = STUDY_KEYS | optional
     study = optional | {k: v for k, v in params.items() if k in keys}
     base = {k: v for k, v in params.items() if k not in keys and k != STAMP}
-    problems = study_problems(study, base.get("dataset", SETTINGS["dataset"].default))
-    problems += experiment_problems(study) if not problems else []
+    dataset = base.get("dataset", SETTINGS["dataset"].default)
+    problems = study_problems(study, dataset)
+    problems += experiment_problems(study) + requirement_problems(study, dataset) if not problems else []
     problems += [f"{k}: is filled in by the plan" for k in PLANNED[1:] if k in base]
     problems += value_problems({k: v for k, v in base.items() if k not in PLANNED})
     if problems:
@@ -80,9 +83,17 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
             except ConfigError as error:
                 problems += [f"runs.{name}: {p}" for p in error.problems]
                 break  # another seed has the same problems
+    for name in study["runs"] if not problems else ():
+        config = configs[f"{name}-{study['seeds'][0]}"]
+        checks = checklist.of_settings(study["expects"], config, study["own_budget"])
+        problems += [
+            f"runs.{name}: {p} (expects)" for p in checklist.words(c for c in checks if not c.passed)
+        ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(PARAMS))
-    return {**study, "settings": base}, configs
+    study, said = restricted(study)
+    configs = {name: config for name, config in configs.items() if config.run.run in study["runs"]}
+    return {**study, "settings": base, "said": said}, configs
 
 
 def _budget_problems(study: dict, base: dict) -> list[str]:
@@ -123,21 +134,28 @@ def main() -> None:
     if parser.parse_args().defaults:
         DEFAULTS.write_text(defaults_yaml(), encoding="utf-8")
         return
-    study, configs = resolve_study(read_params(PARAMS))
+    params = read_params(PARAMS)
+    study, configs = resolve_study(params)
+    if problem := selection_problem(params):
+        raise ConfigError(problem, str(PARAMS))
     directory = Path("results") / study["study"] / "configs"
     directory.mkdir(parents=True, exist_ok=True)
     for name, config in configs.items():
         (directory / f"{name}.toml").write_text(toml(config), encoding="utf-8")
     (directory / "data.toml").write_text(toml(next(iter(configs.values())), only=("data",)), encoding="utf-8")
-    base = study.pop("settings")
+    base, said = study.pop("settings"), study.pop("said")
     changed = {
         k: v for k, v in base.items() if (tuple(v) if isinstance(v, list) else v) != SETTINGS[k].default
     }
-    write_json(directory / "study.json", {**study, "dataset": base["dataset"], "base": changed})
-    print(
-        f"plan: study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds",
-        file=sys.stderr,
-    )
+    planned = {k: v for k, v in study.items() if k not in ("only", "selected")}
+    write_json(directory / "study.json", {**planned, "dataset": base["dataset"], "base": changed})
+    defaults = {s.name: s.default for s in SETTINGS.values()}
+    if study["preset"]:
+        said = [*presets.lines(study["preset"], study["study"], base, defaults), *said]
+    said.append(f"study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds")
+    if study["expects"]:
+        said[-1] += f"; {len(study['expects'])} expectations, the runs' settings meet theirs"
+    print("\n".join(f"plan: {line}" for line in said), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -110,11 +110,16 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
             if key in own and SETTINGS[key].typed(own[key]) != SETTINGS[key].typed(shared[key])
         ]
         mine, theirs = (budget(study["axis"], one) for one in (shared | own, baseline))
-        if mine != theirs:
+        if name in study["own_budget"]:
+            if mine and mine == theirs:
+                problems.append(
+                    f"own_budget: runs.{name} is given the {mine:,} {study['axis']} of the baseline"
+                )
+        elif mine != theirs:
             problems.append(
                 f"runs.{name}: is given {mine:,} {study['axis']}, the baseline {study['baseline']} {theirs:,}, and "
                 f"the study compares at {AXES[study['axis']].words} (axis = {study['axis']!r}); change its steps, or "
-                "the axis"
+                "the axis, or list it in own_budget, which shows it apart"
             )
     return problems
 

@@ -71,7 +71,7 @@ def test_an_inherited_setting_reaches_only_the_runs_in_which_it_has_an_effect(tm
         (
             "+runs.sgd.steps=90",
             "runs.sgd: is given 184,320 tokens, the baseline adamw 204,800, and the study compares at equal tokens "
-            "(axis = 'tokens'); change its steps, or the axis",
+            "(axis = 'tokens'); change its steps, or the axis, or list it in own_budget, which shows it apart",
         ),
     ],
 )
