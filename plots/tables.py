@@ -24,6 +24,7 @@ from metrics.words import (
     verdict_sentence,
     with_interval,
 )
+from plots.course_tables import course_tables
 from plots.outcome_tables import Captioned, Table, criteria_tables, ratio_text, scaling_tables
 
 Column = tuple[str, Callable[[RunSummary], str]]  # head, a run's cell
@@ -172,8 +173,8 @@ def hypothesis_lines(summary: Summary) -> list[str]:
 
 
 def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
-    """The tables of criteria and of scaling, where the study has any."""
-    return [*criteria_tables(summary), *scaling_tables(summary, wide)]
+    """The tables of criteria, of scaling and of the course, where the study has any."""
+    return [*criteria_tables(summary), *scaling_tables(summary, wide), *course_tables(summary)]
 
 
 def verdicts(summary: Summary) -> list[str]:

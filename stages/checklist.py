@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import SETTINGS, Config, load, nearest
-from engine.data.prepare import META
 from engine.errors import ConfigError, command
 
 FILE = "checklist.json"
@@ -123,6 +122,8 @@ def of_plan(path: Path) -> list[Check]:
     config = load(path)
     checks = of_settings(expects, config, plan.get("own_budget", []))
     if any(name in expects for name in OF_DATA):
+        from engine.data.prepare import META  # numpy, which the plan does without
+
         meta = config.tokens_directory / META
         if not meta.is_file():
             raise ConfigError("no tokens yet; dvc repro tokenize makes them", str(config.tokens_directory))

@@ -4,8 +4,8 @@
 
 First the study's checklist (stages/checklist.py), of which the run's directory keeps the lines. Starts one process,
 or torchrun where the run asks for several. On a terminal the engine's JSON lines become a live progress bar;
-elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's, but for a run that diverged:
-that is a result, and the other runs of the study go on.
+elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's, but for a run that
+diverged: that is a result, and the other runs of the study go on.
 """
 
 import json
