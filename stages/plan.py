@@ -63,11 +63,13 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     ]
     if problems:
         raise ConfigError(problems, str(PARAMS))
+    unused = _unused_everywhere(base, study["runs"])
+    study, said = restricted(study)
     problems = [
         *fairness_problems(study, base),
         *scaling_problems(study, base),
         *_budget_problems(study, base),
-        *_unused_everywhere(base, study["runs"]),
+        *unused,
     ]
     configs = {}
     for name, own in study["runs"].items():
@@ -83,17 +85,32 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
             except ConfigError as error:
                 problems += [f"runs.{name}: {p}" for p in error.problems]
                 break  # another seed has the same problems
-    for name in study["runs"] if not problems else ():
-        config = configs[f"{name}-{study['seeds'][0]}"]
-        checks = checklist.of_settings(study["expects"], config, study["own_budget"])
-        problems += [
-            f"runs.{name}: {p} (expects)" for p in checklist.words(c for c in checks if not c.passed)
-        ]
+    problems = problems or _unexpected(study, configs)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(PARAMS))
-    study, said = restricted(study)
-    configs = {name: config for name, config in configs.items() if config.run.run in study["runs"]}
     return {**study, "settings": base, "said": said}, configs
+
+
+def _unexpected(study: dict, configs: dict[str, object]) -> list[str]:
+    """What the checklist finds in the settings of the runs; and steps of the tables that are not evaluated."""
+    found: dict[str, list[str]] = {}
+    for name in study["runs"]:
+        config = configs[f"{name}-{study['seeds'][0]}"]
+        checks = checklist.of_settings(study["expects"], config, study["own_budget"])
+        said = [f"{words} (expects)" for words in checklist.words(c for c in checks if not c.passed)]
+        every = config.evaluation.eval_interval
+        said += [
+            f"perplexity_at: {step} steps are not evaluated with eval_interval = {every}"
+            for step in study["perplexity_at"]
+            if step % every and step != config.training.steps
+        ]
+        for words in said:
+            found.setdefault(words, []).append(name)
+    whole = len(study["runs"])
+    return [
+        f"{'all runs' if len(names) == whole > 1 else 'runs.' + ', '.join(names)}: {words}"
+        for words, names in found.items()
+    ]
 
 
 def _budget_problems(study: dict, base: dict) -> list[str]:
@@ -151,7 +168,8 @@ def main() -> None:
     write_json(directory / "study.json", {**planned, "dataset": base["dataset"], "base": changed})
     defaults = {s.name: s.default for s in SETTINGS.values()}
     if study["preset"]:
-        said = [*presets.lines(study["preset"], study["study"], base, defaults), *said]
+        aside = {s.name for s in SETTINGS.values() if s.section in ("data", "logging")}
+        said = [*presets.lines(study["preset"], study["study"], base, defaults, aside), *said]
     said.append(f"study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds")
     if study["expects"]:
         said[-1] += f"; {len(study['expects'])} expectations, the runs' settings meet theirs"

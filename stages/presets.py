@@ -4,6 +4,7 @@ A preset is composed by DVC before the study, whose own settings win. Here is re
 from the one that it builds on, for the plan to print. Must not compose or change a setting.
 """
 
+from collections.abc import Container
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -42,28 +43,32 @@ def _read(name: str) -> dict:
 
 def differences(mine: dict, theirs: dict, defaults: dict) -> str:
     """`compile = none (there model), …`; what neither says is at its default."""
-    found = [
-        f"{key} = {mine.get(key, defaults.get(key))} (there {theirs.get(key, defaults.get(key))})"
-        for key in dict.fromkeys([*theirs, *mine])
-        if mine.get(key, defaults.get(key)) != theirs.get(key, defaults.get(key))
-    ]
+    found = []
+    for key in dict.fromkeys([*theirs, *mine]):
+        own, other = (_plain(values.get(key, defaults.get(key))) for values in (mine, theirs))
+        if own != other:
+            found.append(f"{key} = {own} (there {other})")
     return ", ".join(found)
 
 
-def lines(name: str, study: str, base: dict, defaults: dict) -> list[str]:
+def _plain(value: object) -> object:
+    """A tuple of the declarations as the list that YAML has."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def lines(name: str, study: str, base: dict, defaults: dict, aside: Container[str] = ()) -> list[str]:
     """What a study's preset is the same as and except what, down to its ground; and the study's own differences.
 
-    base: the study's settings as composed. defaults: of every setting.
+    base: the study's settings as composed. defaults: of every setting. aside: settings of the study that are no
+    preset's business unless it sets them, such as where the data lie.
     """
     chain = parents(name)
     said = []
     for one, below in zip(chain, chain[1:], strict=False):
         other = differences(settings(one), settings(below), defaults)
         said.append(f"preset {one}: same as {below}, except {other or 'nothing'}")
-    own = {key: value for key, value in base.items() if key not in NOT_SETTINGS}
-    # Which data are used and where they lie is not a preset's business, unless it says so.
     of_preset = settings(name)
-    own = {k: v for k, v in own.items() if k in of_preset or v != defaults.get(k)}
+    own = {k: v for k, v in base.items() if k in of_preset or not (k in NOT_SETTINGS or k in aside)}
     said.append(
         f"study {study}: same as preset {name}, except {differences(own, of_preset, defaults) or 'nothing'}"
     )

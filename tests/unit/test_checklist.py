@@ -122,8 +122,23 @@ def test_the_plan_refuses_a_run_that_is_not_as_expected(tmp_path):
     )
     with pytest.raises(ConfigError) as caught:
         resolve_study(params)
-    assert "runs.sgd: context is 128, expected 256 (expects)" in str(caught.value)
-    assert "runs.adamw: dataset is stdlib, expected imdb_text (expects)" in str(caught.value)
+    assert caught.value.problems == [
+        "all runs: context is 128, expected 256 (expects)",
+        "all runs: dataset is stdlib, expected imdb_text (expects)",
+    ]
+    one = composed(tmp_path / "p.yaml", "study=quickstart", "+expects={weight_decay: 0.1}")
+    with pytest.raises(ConfigError, match=r"runs\.no_decay, sgd: weight_decay is 0\.0, expected 0\.1"):
+        resolve_study(one)
+
+
+def test_a_step_that_is_not_evaluated_has_no_perplexity(tmp_path):
+    overrides = ("study=quickstart", "+perplexity_at=[50,75,100]")
+    with pytest.raises(
+        ConfigError, match="perplexity_at: 75 steps are not evaluated with eval_interval = 50"
+    ):
+        resolve_study(composed(tmp_path / "p.yaml", *overrides))
+    whole = composed(tmp_path / "p.yaml", *overrides, "eval_interval=25")
+    assert resolve_study(whole)[0]["perplexity_at"] == [50, 75, 100]
 
 
 def test_a_refused_data_set_is_refused_with_the_reason(tmp_path):
@@ -183,6 +198,10 @@ def test_only_some_runs_and_what_goes_with_them(tmp_path):
         "1 criteria are of runs left out, and not looked at",
         "the hypothesis is about runs left out, and not decided",
     ]
+    heads = ("study=quickstart", "+runs.sgd.layers=2", "+runs.sgd.gradient_norm_layers=[2]")
+    with pytest.raises(ConfigError, match="blocks are numbered 0 to 1"):
+        resolve_study(composed(tmp_path / "p.yaml", *heads))
+    resolve_study(composed(tmp_path / "p.yaml", *heads, "only=[adamw]"))  # a run left out stops nobody
     whole, _ = resolve_study(composed(tmp_path / "p.yaml", "study=quickstart"))
     assert list(whole["runs"]) == ["adamw", "adamw_full_ac", "no_decay", "sgd"] and not whole["said"]
 
@@ -206,7 +225,9 @@ def test_a_presets_difference_is_its_own(monkeypatch, tmp_path):
         encoding="utf-8",
     )
     assert presets.settings("other") == {"lr": 0.1, "layers": 5, "steps": 9}
-    said = presets.lines("other", "mine", {"lr": 0.2, "layers": 5, "steps": 9}, {"steps": 100})
+    said = presets.lines(
+        "other", "mine", {"lr": 0.2, "layers": 5, "steps": 9, "data_dir": "x"}, {"steps": 100}, {"data_dir"}
+    )
     assert said == [
         "preset other: same as ground, except layers = 5 (there 3), steps = 9 (there 100)",
         "study mine: same as preset other, except lr = 0.2 (there 0.1)",

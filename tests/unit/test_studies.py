@@ -144,6 +144,7 @@ def scaled(tmp_path, *overrides: str, **changes) -> dict:
     """The quickstart's settings with runs in one and two processes; `changes` replace keys of the study."""
     params = composed(tmp_path / "params.yaml", "study=quickstart", *overrides)
     base = {"baseline": "small_1", "runs": SCALED, "frozen": [], "scaling_probe_steps": 5}
+    base["selected"] = list(SCALED)
     return params | base | {"scaling": PAIRS, "criteria": CRITERIA} | changes
 
 
