@@ -63,8 +63,11 @@ def test_two_runs_of_the_study_and_its_checklist(sandbox, pages):
     refused = sandbox.experiment(*SMALL, data, "expects.steps=9", "expects.accumulation=4", status=255)
     assert "all runs: accumulation is 2, expected 4 (expects)" in refused
     assert "runs.adamw: steps is 8, expected 9 (expects)" in refused  # the other has its own
-    dry = sandbox.run("dvc", "exp", "run", "--dry", *_overrides(*SMALL, data, "expects.steps=8"))
-    assert "train@1-bitter3_longer" in dry and not (sandbox.path / "results/gpt2").exists()
+    looked = sandbox.run("dvc", "exp", "run", *_overrides(*SMALL, data, "expects.steps=8"), "plan")
+    assert ran(looked) == {"plan"} and "study gpt2, 2 runs × 1 seeds" in looked
+    dry = sandbox.run("dvc", "repro", "--dry")
+    assert {"train@1-adamw", "train@1-bitter3_longer"} == {n for n in ran(dry) if n.startswith("train")}
+    assert not (sandbox.path / "tokens/gpt2").exists()
 
     output = sandbox.experiment(*SMALL, data, "expects.steps=8")
     trained = {name for name in ran(output) if name.startswith("train")}
