@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
-from stages import checklist, presets
+from stages import checklist, presets, progress
 from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
 from stages.requirements import REQUIREMENTS, requirement_problems, restricted, selection_problem
 from stages.study import (
@@ -173,6 +173,8 @@ def main() -> None:
     said.append(f"study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds")
     if study["expects"]:
         said[-1] += f"; {len(study['expects'])} expectations, the runs' settings meet theirs"
+    so_far = progress.of_study(directory)
+    said.append(f"{so_far}; to train: {', '.join(so_far.left) or 'nothing'}")
     print("\n".join(f"plan: {line}" for line in said), file=sys.stderr)
 
 

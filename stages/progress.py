@@ -20,6 +20,7 @@ class Progress:
     done: int
     total: int
     seconds_left: float | None  # of those that are not done; None where none is done yet
+    left: tuple[str, ...] = ()  # their names, in the order in which they are trained
 
     def __str__(self) -> str:
         if self.seconds_left is None:
@@ -39,7 +40,7 @@ def of_study(configs: Path) -> Progress:
     """Of the study whose plan is in the directory `configs`, results/<study>/configs."""
     plan = json.loads((configs / "study.json").read_text(encoding="utf-8"))
     done: dict[str, list[float]] = {}  # run → seconds a token of each of its seeds
-    left: list[tuple[str, int]] = []
+    left: list[tuple[str, str, int]] = []  # name, run, tokens
     total = 0
     for seed in plan["seeds"]:
         for run in plan["runs"]:
@@ -48,14 +49,15 @@ def of_study(configs: Path) -> Progress:
             seconds = _seconds(configs.parent / path.stem, path)
             total += 1
             if seconds is None:
-                left.append((run, tokens))
+                left.append((path.stem, run, tokens))
             else:
                 done.setdefault(run, []).append(seconds / tokens)
     every = [pace for paces in done.values() for pace in paces]
+    names = tuple(name for name, _, _ in left)
     if not every:
-        return Progress(0, total, None)
-    seconds_left = sum(tokens * _mean(done.get(run, every)) for run, tokens in left)
-    return Progress(len(every), total, seconds_left)
+        return Progress(0, total, None, names)
+    seconds_left = sum(tokens * _mean(done.get(run, every)) for _, run, tokens in left)
+    return Progress(len(every), total, seconds_left, names)
 
 
 def _mean(values: list[float]) -> float:

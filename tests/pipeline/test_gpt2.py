@@ -65,8 +65,7 @@ def test_two_runs_of_the_study_and_its_checklist(sandbox, pages):
     assert "runs.adamw: steps is 8, expected 9 (expects)" in refused  # the other has its own
     looked = sandbox.run("dvc", "exp", "run", *_overrides(*SMALL, data, "expects.steps=8"), "plan")
     assert ran(looked) == {"plan"} and "study gpt2, 2 runs × 1 seeds" in looked
-    dry = sandbox.run("dvc", "repro", "--dry")
-    assert {"train@1-adamw", "train@1-bitter3_longer"} == {n for n in ran(dry) if n.startswith("train")}
+    assert "0 of 2 done; to train: adamw-1, bitter3_longer-1" in looked
     assert not (sandbox.path / "tokens/gpt2").exists()
 
     output = sandbox.experiment(*SMALL, data, "expects.steps=8")

@@ -278,7 +278,7 @@ def test_a_studys_own_settings_win_over_a_preset(tmp_path):
 # --- how far a study is
 
 
-def test_what_is_left_takes_as_long_as_what_is_done_by_the_token(tmp_path, monkeypatch):
+def test_what_is_left_takes_as_long_as_what_is_done_by_the_token(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     params = composed(
         tmp_path / "params.yaml", "study=quickstart", "+runs.sgd.steps=200", "+own_budget=[sgd]"
@@ -289,6 +289,13 @@ def test_what_is_left_takes_as_long_as_what_is_done_by_the_token(tmp_path, monke
     plan.main()
     configs = tmp_path / "results/quickstart/configs"
     assert str(progress.of_study(configs)) == "0 of 12 done"
+    assert progress.of_study(configs).left[:5] == (
+        "adamw-1",
+        "adamw_full_ac-1",
+        "no_decay-1",
+        "sgd-1",
+        "adamw-2",
+    )
     finish(configs, "adamw-1", train_seconds=50.0, eval_seconds=10.0)
     # 2 adamw and 6 others as long, 3 sgd twice as long
     assert progress.of_study(configs).seconds_left == pytest.approx(60 * (2 + 6 + 3 * 2))
@@ -297,6 +304,9 @@ def test_what_is_left_takes_as_long_as_what_is_done_by_the_token(tmp_path, monke
     other = (60 + 15) / 2  # the mean of the paces seen
     assert found.seconds_left == pytest.approx(2 * 60 + 6 * other + 2 * 30)
     assert str(found) == "2 of 12 done, about 7 min to go"
+    assert "adamw-1" not in found.left and len(found.left) == 10
+    plan.main()
+    assert "2 of 12 done, about 7 min to go; to train: adamw_full_ac-1, " in capsys.readouterr().err
     (configs / "adamw-1.toml").write_text((configs / "adamw-2.toml").read_text())  # planned otherwise since
     assert progress.of_study(configs).done == 1
 
