@@ -1,19 +1,20 @@
 """How the runs of a study got where they are: perplexity on the way, at equal seconds, and the time to a fixed loss.
 
 From the evaluations during training alone; a loss is looked at where it was evaluated, never between. Seconds are of
-training, without compiling and evaluating. Must not read or write files.
+training, without compiling and evaluating. What a pruned run had before it was at its target sparsity is never its
+best, nor counts for a target. Must not read or write files.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import polars as pl
 
 from metrics import statistics
 from metrics.epochs import by_seed, seconds_until
-from metrics.rows import Results
+from metrics.rows import Results, RunSeed
 from metrics.statistics import Comparison, Estimate, Ratio
 from metrics.summary import Summary
 
@@ -67,7 +68,25 @@ class _Seed:
     losses: list[float]
     tokens: list[int]
     seconds: list[float]  # of training until then
-    ended: float = field(default=0.0)  # seconds of training in all
+    counts: list[bool]  # whether it may be the run's best
+    ended: float  # seconds of training in all
+
+    @property
+    def counted(self) -> list[float]:
+        """The losses that may be the run's best."""
+        return [loss for loss, counts in zip(self.losses, self.counts, strict=True) if counts]
+
+
+def _at_target(one: RunSeed, steps: list[int]) -> list[bool]:
+    """Whether the weights were as sparse as they were to become, after so many steps; always of a run that is dense.
+
+    The ramp ends where the hold begins; whether sparsity as measured was there at all, metrics.json says.
+    """
+    if one.config.get("pruning", "none") == "none":
+        return [True] * len(steps)
+    reached = one.metrics.get("best_val_loss_at_target") is not None
+    first = one.config["steps"] - one.config.get("pruning_hold", 0)
+    return [reached and step >= first for step in steps]
 
 
 def _seeds(results: Results, run: str) -> dict[int, _Seed]:
@@ -78,11 +97,13 @@ def _seeds(results: Results, run: str) -> dict[int, _Seed]:
         if one.state == "complete" and (run, one.seed) in evals:
             rows, own = evals[run, one.seed], steps[run, one.seed]
             seconds = [seconds_until(own, step) for step in rows["step"].to_list()]
+            done = [step + 1 for step in rows["step"].to_list()]
             found[one.seed] = _Seed(
-                [step + 1 for step in rows["step"].to_list()],
+                done,
                 rows["val_loss"].to_list(),
                 rows["tokens_seen"].to_list(),
                 seconds,
+                _at_target(one, done),
                 seconds_until(own, own["step"].max()),
             )
     return found
@@ -107,6 +128,7 @@ def courses(summary: Summary) -> list[Course]:
     for run in summary.complete:
         seeds = list(_seeds(summary.results, run.run).values())
         values = [[perplexity(loss) for loss in one.losses] for one in seeds]
+        best = [min(map(perplexity, one.counted), default=None) for one in seeds]
         at = {
             step: _mean([_at(one.steps, own, step) for one, own in zip(seeds, values, strict=True)])
             for step in summary.results.study.perplexity_at
@@ -115,11 +137,11 @@ def courses(summary: Summary) -> list[Course]:
             Course(
                 run.run,
                 at,
-                _mean([min(own) for own in values]),
+                _mean(best),
                 _mean([own[-1] for own in values]),
-                _mean([min(own) - own[0] for own in values]),
+                _mean([least and least - own[0] for least, own in zip(best, values, strict=True)]),
                 _mean([_scatter(own) for own in values]),
-                _mean([own[-1] / min(own) - 1 if math.isfinite(own[-1]) else None for own in values]),
+                _mean([_degradation(least, own[-1]) for least, own in zip(best, values, strict=True)]),
             )
         )
     return rows
@@ -127,6 +149,10 @@ def courses(summary: Summary) -> list[Course]:
 
 def _at(steps: list[int], values: list[float], step: int) -> float | None:
     return values[steps.index(step)] if step in steps else None
+
+
+def _degradation(best: float | None, last: float) -> float | None:
+    return last / best - 1 if best is not None and math.isfinite(last) else None
 
 
 def _scatter(values: list[float]) -> float | None:
@@ -169,11 +195,10 @@ def at_equal_seconds(summary: Summary) -> list[AtEqualSeconds]:
 
 
 def _until(one: _Seed, limit: float) -> float | None:
-    """The loss at the last evaluation that was over by then."""
-    there = [
-        loss for loss, seconds in zip(one.losses, one.seconds, strict=True) if seconds <= limit * (1 + 1e-9)
-    ]
-    return there[-1] if there else None
+    """The loss at the last evaluation that was over by then, if it counts."""
+    rows = zip(one.losses, one.counts, one.seconds, strict=True)
+    there = [(loss, counts) for loss, counts, seconds in rows if seconds <= limit * (1 + 1e-9)]
+    return there[-1][0] if there and there[-1][1] else None
 
 
 def to_targets(summary: Summary) -> list[ToTarget]:
@@ -207,8 +232,9 @@ def _first(seeds: dict[int, _Seed], target: float) -> dict[int, tuple[float, flo
     """seed → tokens and seconds at the first evaluation at or below `target`, of the seeds that got there."""
     found = {}
     for seed, one in seeds.items():
-        for loss, tokens, seconds in zip(one.losses, one.tokens, one.seconds, strict=True):
-            if loss <= target:
+        rows = zip(one.losses, one.tokens, one.seconds, one.counts, strict=True)
+        for loss, tokens, seconds, counts in rows:
+            if counts and loss <= target:
                 found[seed] = float(tokens), seconds
                 break
     return found

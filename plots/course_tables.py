@@ -10,7 +10,8 @@ from plots.outcome_tables import Captioned, ratio_text
 
 COURSE = (
     "Course: validation perplexity, 95 % interval over seeds; gain is best less first, scatter the standard "
-    f"deviation of the last evaluations (at most {LAST}), degradation last over best less 1"
+    f"deviation of the last evaluations (at most {LAST}), degradation last over best less 1; the best of pruned runs "
+    "is at the target sparsity"
 )
 SECONDS = (
     "At equal seconds: validation loss at the last evaluation before the quickest run had ended, seed by seed; "

@@ -112,6 +112,26 @@ def test_tables_files_and_the_baseline_to_beat(results, tmp_path):
     assert "Time to a validation loss" in (reports / "table.md").read_text()
 
 
+def test_what_a_pruned_run_had_while_it_was_dense_is_not_its_best(results):
+    """sgd prunes, and is at its target from step 250 on: its 8.0 at step 200 is of a denser model."""
+    for seed in (1, 2):
+        path = results / f"sgd-{seed}" / "config.toml"
+        path.write_text(path.read_text() + '\n[pruning]\npruning = "magnitude"\npruning_hold = 50\n')
+        path = results / f"sgd-{seed}" / "metrics.json"
+        write_json(path, json.loads(path.read_text()) | {"best_val_loss_at_target": LN(9.0)})
+    study = summarized(results)
+    sgd = course.courses(study)[2]
+    assert sgd.best.mean == pytest.approx(9 * 1.005) and sgd.at[200].mean == pytest.approx(8 * 1.005)
+    assert sgd.degradation.mean == pytest.approx(1 / 9)
+    found = {(one.run, round(math.exp(one.target), 1)): one for one in course.to_targets(study)}
+    assert found["sgd", 11.5].tokens.mean == 250 * 4096  # not the 150 of before
+    by_run = {one.run: one for one in course.at_equal_seconds(study)}
+    assert by_run["sgd"].loss is None  # after 200 steps it was not there yet
+    path = results / "sgd-2" / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"best_val_loss_at_target": None})
+    assert course.courses(summarized(results))[2].best is None  # measured: one seed never was
+
+
 def test_a_study_that_does_not_ask_has_none(tmp_path):
     study = summarized(write_study(tmp_path))
     assert course_tables.course_tables(study) == [] and "perplexity_time" not in figures.every(study)
