@@ -228,6 +228,11 @@ def to_targets(summary: Summary) -> list[ToTarget]:
     return rows
 
 
+def seconds_to(summary: Summary, run: str, target: float) -> dict[int, float]:
+    """seed → seconds of training at the first evaluation at or below `target`, of the seeds that got there."""
+    return {seed: seconds for seed, (_, seconds) in _first(_seeds(summary.results, run), target).items()}
+
+
 def _first(seeds: dict[int, _Seed], target: float) -> dict[int, tuple[float, float]]:
     """seed → tokens and seconds at the first evaluation at or below `target`, of the seeds that got there."""
     found = {}

@@ -101,6 +101,7 @@ def restricted(study: dict) -> tuple[dict, list[str]]:
         one
         for one in study["criteria"]
         if one["run"] in selected
+        and one.get("against", one["run"]) in selected
         and (one["measure"] not in ("speedup", "efficiency") or one["run"] in kept["scaling"])
     ]
     if lost := len(study["criteria"]) - len(kept["criteria"]):

@@ -320,3 +320,34 @@ def finish(configs: Path, name: str, **seconds: float) -> None:
 
 def test_durations_in_words():
     assert [progress.duration(s) for s in (4, 90, 3599, 7500)] == ["4 s", "2 min", "1 h 00 min", "2 h 05 min"]
+
+
+# --- criteria on ratios and times
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        ("measure: test_loss, against: adamw", r"criteria\[0\]\.against = 'adamw': is the run itself"),
+        (
+            "measure: test_loss, against: nobody",
+            r"criteria\[0\]\.against = 'nobody': must be one of the runs",
+        ),
+        ("measure: speedup, against: sgd", "speedup is a ratio already"),
+        ("measure: seconds_to_target", r"criteria\[0\]\.target = None: must be a validation loss above 0"),
+        ("measure: test_loss, target: 3", "target: goes with measure = 'seconds_to_target'"),
+    ],
+)
+def test_a_mistake_in_a_criterion_on_a_ratio_or_time_is_named(tmp_path, one, message):
+    override = f"+criteria=[{{run: adamw, at_most: 2, {one}}}]"
+    with pytest.raises(ConfigError, match=message):
+        resolve_study(composed(tmp_path / "p.yaml", "study=quickstart", override))
+
+
+def test_a_run_may_have_criteria_on_its_figure_and_on_its_ratio(tmp_path):
+    both = "{run: sgd, measure: test_loss, at_most: 3}, {run: sgd, measure: test_loss, against: adamw, at_most: 2}"
+    study, _ = resolve_study(composed(tmp_path / "p.yaml", "study=quickstart", f"+criteria=[{both}]"))
+    assert len(study["criteria"]) == 2
+    with pytest.raises(ConfigError, match=r"criteria\[2\]: test_loss of sgd is criteria\[0\]'s"):
+        three = f"+criteria=[{both}, {{run: sgd, measure: test_loss, at_least: 1}}]"
+        resolve_study(composed(tmp_path / "p.yaml", "study=quickstart", three))

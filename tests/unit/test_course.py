@@ -6,7 +6,7 @@ import math
 import pytest
 from fake_results import write_json, write_study
 
-from metrics import course, findings, rows, summary
+from metrics import course, criteria, findings, rows, summary
 from plots import course_tables, figures
 from stages import summarize
 
@@ -130,6 +130,30 @@ def test_what_a_pruned_run_had_while_it_was_dense_is_not_its_best(results):
     path = results / "sgd-2" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"best_val_loss_at_target": None})
     assert course.courses(summarized(results))[2].best is None  # measured: one seed never was
+
+
+def test_a_criterion_may_be_a_ratio_and_about_the_time_to_a_loss(results):
+    asked = [
+        {
+            "run": "sgd",
+            "measure": "seconds_to_target",
+            "target": LN(11.5),
+            "against": "adamw",
+            "at_most": 0.5,
+        },
+        {"run": "sgd", "measure": "seconds_to_target", "target": LN(11.5), "at_most": 30},
+        {"run": "adamw", "measure": "seconds_to_target", "target": LN(9.5), "at_most": 30},
+        {"run": "adamw-checkpointing", "measure": "activation_mib", "against": "adamw", "at_most": 0.25},
+    ]
+    plan = results / "configs" / "study.json"
+    write_json(plan, json.loads(plan.read_text()) | {"criteria": asked})
+    ratio, seconds, never, memory = criteria.criteria(summarized(results))
+    assert ratio.value == pytest.approx(0.75) and not ratio.met
+    assert ratio.metric.label == "time to a validation loss of 2.44235, ratio to adamw"
+    assert (ratio.shown, ratio.bound) == ("0.7500 ×", "≤ 0.5 ×")
+    assert seconds.value == pytest.approx(22.5) and seconds.met and seconds.bound == "≤ 30 s"
+    assert never.value is None and never.why == "not reached in any seed" and not never.met
+    assert memory.value == pytest.approx(12.1 / 60.3) and memory.met
 
 
 def test_a_study_that_does_not_ask_has_none(tmp_path):
