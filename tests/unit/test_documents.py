@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from engine import launch
+from engine import launch, observed
 from engine.config import Data, resolve
 from engine.data import DOCUMENTS, documents, fineweb_edu, gpt2_files, imdb_text, prepare, tokenfiles
 from engine.data.batches import TrainOrder, eval_batches
@@ -19,6 +20,8 @@ from engine.data.parquet import column
 from engine.data.tokenfiles import TokenFiles
 from engine.data.tokenizers import Bpe
 from engine.errors import ConfigError
+from engine.tasks import next_token
+from metrics import words
 
 TEXTS = [f"Page {i} tells of things {i * i % 101} and {i % 7}.\nIt ends.\n" for i in range(300)]
 
@@ -242,6 +245,32 @@ def test_imdb_text_is_all_but_the_test_reviews_and_says_what_it_stands_in_for(tm
     monkeypatch.setattr(imdb_text, "REVIEWS", {"train": 40, "unsupervised": 21})
     with pytest.raises(ConfigError, match="IMDb: expected reviews .*21.*found .*20"):
         imdb_text.load(settings(dataset="imdb_text", data_dir=str(tmp_path)))
+
+
+def test_the_real_reviews_are_75_thousand_documents():
+    directory = Path(__file__).resolve().parents[3] / "shared/data/imdb"
+    if not directory.is_dir():
+        pytest.skip(f"no real files at {directory}")
+    texts = list(imdb_text.load(settings(dataset="imdb_text", data_dir=str(directory))).documents())
+    assert len(texts) == 75_000 and all(texts) and not any("<br" in text for text in texts)
+
+
+def test_the_ledger_and_every_tables_notes_say_what_stands_in(pages, tmp_path):
+    asked = settings(data_dir=str(pages))
+    meta = prepare.prepare(asked, tmp_path / "tokens")
+    tokens = prepare.open_tokens(tmp_path / "tokens")
+    config = resolve({"dataset": "fineweb_edu", "tokenizer": "bpe", "vocab_size": 300}, "here")
+    run = SimpleNamespace(
+        tokens=tokens, order=TrainOrder(tokens.train, 16, 4, 1), steps_taken=100, task=next_token
+    )
+    plain = observed.data(config, run, 1)[0]
+    assert "stand-in" not in plain.how and plain.agrees
+    meta["stands_in_for"] = "text of the web (FineWeb-Edu)"
+    (tmp_path / "tokens/meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    run.tokens = prepare.open_tokens(tmp_path / "tokens")
+    line = observed.data(config, run, 1)[0]
+    assert line.how.endswith("; a stand-in for text of the web (FineWeb-Edu)")
+    assert words.PART_OF.search(line.how)[0] == "a stand-in for text of the web (FineWeb-Edu)"
 
 
 def test_imdb_text_refuses_another_file(tmp_path):
