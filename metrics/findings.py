@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from metrics import statistics
+from metrics.course import at_equal_seconds
 from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
@@ -50,6 +51,7 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
     study = _Study(summary)
     kinds: tuple[Callable[[_Study], Iterator[Finding]], ...] = (
         _to_beat,
+        _equal_seconds,
         _identical,
         _memory,
         _batch_multiplier,
@@ -130,6 +132,22 @@ def _to_beat(study: _Study) -> Iterator[Finding]:
         f"others: {best}, {with_interval(estimates[best].times(metric.factor))}, which is {delta} "
         f"{metric.difference_unit}{said}.",
         (study.baseline, best),
+    )
+
+
+def _equal_seconds(study: _Study) -> Iterator[Finding]:
+    """Who has the lowest validation loss when the quickest has ended; of a study that follows its runs' course."""
+    rows = at_equal_seconds(study.summary) if study.results.study.follows_course else []
+    known = [one for one in rows if one.loss]
+    if len(known) < 2:  # noqa: PLR2004
+        return
+    best, quickest = min(known, key=lambda one: one.loss.mean), min(rows, key=lambda one: one.seconds.mean)
+    base = best.run == study.baseline
+    verdict = "the baseline itself" if base else best.comparison.verdict or "no verdict"
+    yield Finding(
+        f"At equal seconds of training, {number(best.limit.mean)} s, in which {quickest.run} is through, {best.run} "
+        f"has the lowest validation loss: {with_interval(best.loss)} ({verdict}).",
+        tuple(dict.fromkeys((best.run, quickest.run))),
     )
 
 

@@ -9,7 +9,7 @@ from metrics.words import difference, number, p_value, with_interval
 from plots.outcome_tables import Captioned, ratio_text
 
 COURSE = (
-    "Course: validation perplexity, 95 % interval over seeds; gain is best less first, scatter the standard "
+    "Course: validation perplexity, 95 % interval over seeds; ΔPPL is best less first, scatter the standard "
     f"deviation of the last evaluations (at most {LAST}), degradation last over best less 1; the best of pruned runs "
     "is at the target sparsity"
 )
@@ -33,7 +33,7 @@ def course_tables(summary: Summary) -> list[Captioned]:
 def _course(summary: Summary) -> list[Captioned]:
     found = courses(summary)
     steps = summary.results.study.perplexity_at
-    heads = ["run", *(f"at {step:,} steps" for step in steps), "best", "last", "gain", "scatter"]
+    heads = ["run", *(f"at {step:,} steps" for step in steps), "best", "last", "ΔPPL", "scatter"]
     heads.append("degradation (%)")
     rows = [
         [

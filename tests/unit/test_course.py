@@ -102,6 +102,11 @@ def test_tables_files_and_the_baseline_to_beat(results, tmp_path):
         line.startswith("Baseline to beat: adamw, test loss 2.1")
         and "Best of the others: adamw-check" in line
     )
+    [line] = [one for one in findings.findings(study) if one.text.startswith("At equal seconds")]
+    assert line.text.startswith(
+        "At equal seconds of training, 30.00 s, in which adamw is through, sgd has the lowest validation loss: 2.084"
+    )
+    assert line.text.endswith("(better).") and line.runs == ("sgd", "adamw")
     assert "perplexity_time" in figures.every(study)
     assert figures.every(study)["perplexity_time"].caption.startswith("Area of a circle: peak memory.")
     reports = tmp_path / "reports"
@@ -160,7 +165,8 @@ def test_a_study_that_does_not_ask_has_none(tmp_path):
     study = summarized(write_study(tmp_path))
     assert course_tables.course_tables(study) == [] and "perplexity_time" not in figures.every(study)
     assert all(frame.is_empty() for frame in course.frames(study).values())
-    assert not [one for one in findings.findings(study) if one.text.startswith("Baseline to beat")]
+    said = ("Baseline to beat", "At equal seconds")
+    assert not [one for one in findings.findings(study) if one.text.startswith(said)]
 
 
 def test_a_run_with_a_budget_of_its_own_is_in_no_ranking(results):
