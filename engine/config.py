@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from engine import rules
-from engine.data import BY_POSITION, DATASETS, LABELLED, TOKENIZERS
+from engine.data import BY_POSITION, DOCUMENTS, LABELLED, TEXTS, TOKENIZERS
 from engine.declare import Setting, setting
 from engine.errors import ConfigError
 from engine.models import MODELS
@@ -37,32 +37,32 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    dataset: str = setting(
-        "stdlib", "source of the text or of the labelled rows", choices=DATASETS | LABELLED
-    )
+    dataset: str = setting("stdlib", "source of the text or of the labelled rows", choices=TEXTS | LABELLED)
     data_dir: str = setting(
         "",
         "directory that holds the data set's files; empty: fetch it by name",
-        only_if={"dataset": ("wikitext2", "tinyshakespeare", "text", "ag_news", "imdb", "table")},
+        only_if={"dataset": ("wikitext2", "tinyshakespeare", "text", *DOCUMENTS, "ag_news", "imdb", "table")},
     )
     data_file: str = setting(
         "", "the file whose text is cut by position into splits", only_if={"dataset": ("text_file",)}
     )
     validation_percent: int = setting(
         5,
-        "of the characters, cut off behind the training text for validation",
+        "held out for validation: of the characters, cut off behind the training text; or of the documents, chosen "
+        "by a hash of their text",
         unit="%",
         at_least=1,
         at_most=50,
-        only_if={"dataset": BY_POSITION},
+        only_if={"dataset": (*BY_POSITION, *DOCUMENTS)},
     )
     test_percent: int = setting(
         5,
-        "of the characters, cut off behind the validation text for the test; 0: no test",
+        "held out for the test: of the characters, cut off behind the validation text; or of the documents, chosen "
+        "by a hash of their text; 0: no test",
         unit="%",
         at_least=0,
         at_most=49,
-        only_if={"dataset": BY_POSITION},
+        only_if={"dataset": (*BY_POSITION, *DOCUMENTS)},
     )
     tokenizer: str = setting("bytes", "how text becomes tokens", choices=TOKENIZERS)
     vocab_size: int = setting(
@@ -73,14 +73,16 @@ class Data:
         only_if={"tokenizer": ("bpe", "hashed_words", "frequent_words")},
     )
     tokenizer_dir: str = setting(
-        "", "directory with encoder.json and vocab.bpe", only_if={"tokenizer": ("gpt2",)}
+        "",
+        "directory with encoder.json and vocab.bpe; empty: fetch them by name",
+        only_if={"tokenizer": ("gpt2",)},
     )
     max_train_bytes: int = setting(
         0,
-        "training text is cut after this many bytes; 0: all of it",
+        "training text is cut after this many bytes, of documents after a whole one; 0: all of it",
         unit="bytes",
         at_least=0,
-        only_if={"dataset": tuple(DATASETS)},
+        only_if={"dataset": tuple(TEXTS)},
     )
     text_column: str = setting(
         "text",

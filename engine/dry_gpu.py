@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from engine import losses
-from engine.optimizers import spam
 from engine.models import reciprocal
+from engine.optimizers import spam
 
 ROUNDING = 512  # bytes: CUDA's allocator hands out multiples of it
 BLAS_WORKSPACE = 32 * 2**20  # bytes: cuBLAS's on Hopper, taken from the allocator for good

@@ -11,15 +11,17 @@ from engine.errors import ConfigError
 def tokens_for(config: Config) -> Tokens:
     """Open the run's token files; a run started by hand, without the tokenize stage, makes them first.
 
-    Of several processes, the first on a machine makes them and the others wait. Raises ConfigError for missing
-    data and for tokens made with other settings.
+    Of several processes, the first on a machine makes them and the others wait; it also checks every byte, so that
+    no other tokens are trained on in their place. Raises ConfigError for missing or changed data and for tokens made
+    with other settings.
     """
     directory = config.tokens_directory
     if not directory.exists():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("LOCAL_RANK") != "0":
             return _wait_for(directory, config)
         prepare(config.data, directory)
-    return open_tokens(directory, config.data)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return open_tokens(directory, config.data, verify=first)
 
 
 def _wait_for(directory, config: Config, seconds: float = 600) -> Tokens:

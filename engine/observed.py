@@ -230,7 +230,8 @@ def data(config: Config, run, weights_seed: int) -> list[Line]:
             meta["dataset"],
             f"sha256 of the training text {train['sha256_text'][:12]}, tokens {run.tokens.sha256('train')[:12]}; "
             f"{run.task.amount(meta)}, vocabulary {meta['vocabulary_size']}; {samples * config.model.context} tokens "
-            f"consumed = {samples / order.samples_per_epoch:.2f} epochs",
+            f"consumed = {samples / order.samples_per_epoch:.2f} epochs"
+            + (f"; a stand-in for {other}" if (other := meta.get("stands_in_for")) else ""),
             meta["dataset"] == config.data.dataset,
         ),
         Line(

@@ -78,6 +78,7 @@ def _summary(run, data_order: str) -> dict:
             limit=run.config.evaluation.eval_tokens,
         ),
         "data_order_sha256": data_order,
+        "train_sha256": run.tokens.sha256("train"),
         "samples_per_epoch": run.order.samples_per_epoch,
         **({"classes": classes} if (classes := run.tokens.meta.get("classes")) else {}),
         "flops": sum(

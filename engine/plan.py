@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from engine.config import Config, is_effective, load
-from engine.data import DATASETS
+from engine.data import TEXTS
 from engine.errors import ConfigError, command
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "logits", "temporary", "libraries")
@@ -154,10 +154,10 @@ def sizes(config: Config) -> tuple[int, int]:
         meta = open_tokens(config.tokens_directory, data).meta
         return meta["vocabulary_size"], tasks.class_count(meta)
     known = KNOWN_VOCABULARIES | {"bpe": data.vocab_size}
-    if data.dataset in DATASETS and data.tokenizer in known:
+    if data.dataset in TEXTS and data.tokenizer in known:
         return known[data.tokenizer], 0
     what = f"tokenizer = {data.tokenizer!r}: its vocabulary is that"
-    if data.dataset not in DATASETS:
+    if data.dataset not in TEXTS:
         what = f"dataset = {data.dataset!r}: its classes are those"
     raise ConfigError(f"{what} of the data; run python -m engine.data.prepare FILE.toml first")
 

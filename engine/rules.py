@@ -5,7 +5,7 @@ Like engine/config.py it imports no torch, reads neither environment nor hardwar
 
 from collections.abc import Collection
 
-from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
+from engine.data import DOCUMENTS, LABELLED, PADDED, SEPARATING, TEXTS, TOKENIZERS
 from engine.optimizers import ON_DEVICE_ONLY
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
@@ -45,9 +45,11 @@ def problems(config, unknown: Collection[str]) -> list[str]:
 def _data(c) -> list[Check]:
     """Which data sets a model is for, and which tokenizers a data set is for."""
     d, labelled = c.data, c.data.dataset in LABELLED
-    wanted = LABELLED if c.model.model == "classifier" else DATASETS
+    wanted = LABELLED if c.model.model == "classifier" else TEXTS
     words = PADDED if labelled else [name for name in TOKENIZERS if name not in PADDED]
     kind = "rows are padded with id 0" if labelled else "text is not padded"
+    if d.dataset in DOCUMENTS:
+        words, kind = SEPARATING, "documents are divided by an end-of-text token"
     return [
         (
             ("model", "dataset"),

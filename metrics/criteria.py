@@ -6,14 +6,16 @@ A figure that was not measured, in any seed, meets nothing. Must not read or wri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
-from metrics.measures import SCALING_MEASURES, Metric, measure
+from metrics.course import seconds_to
+from metrics.measures import SCALING_MEASURES, TO_TARGET, Metric, measure
 from metrics.scaling import scalings
-from metrics.summary import Summary
+from metrics.statistics import mean_interval, paired_ratio
+from metrics.summary import Summary, seed_values
 from metrics.words import number
 
 SCHEMA = {
@@ -92,32 +94,62 @@ def criteria(summary: Summary) -> tuple[Criterion, ...]:
 
 
 def _criterion(
-    summary: Summary, run: str, measure: str, at_least: float | None = None, at_most: float | None = None
+    summary: Summary,
+    run: str,
+    measure: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    against: str = "",
+    target: float = 0.0,
 ) -> Criterion:
-    value, why = _value(summary, run, measure)
-    return Criterion(run, measure, metric(measure, summary.labelled), at_least, at_most, value, why)
+    value, why = _value(summary, run, measure, against, target)
+    what = metric(measure, summary.labelled, target)
+    if against:
+        what = replace(what, label=f"{what.label}, ratio to {against}", unit="×", factor=1.0)
+    return Criterion(run, measure, what, at_least, at_most, value, why)
 
 
-def metric(name: str, labelled: bool) -> Metric:
-    """What a criterion is about."""
+def metric(name: str, labelled: bool, target: float = 0.0) -> Metric:
+    """What a criterion is about; target: of one on the time to a loss."""
+    if name == TO_TARGET:
+        return Metric(f"time to a validation loss of {target:g}", "s", lambda _: None)
     return OF_SCALING[name] if name in SCALING_MEASURES else measure(name, labelled)
 
 
-def _value(summary: Summary, run: str, measure: str) -> tuple[float | None, str]:
-    """The mean over all seeds, or why there is none."""
-    found, seeds = summary.of(run), len(summary.results.study.seeds)
-    if found.invalid:
-        return None, f"{run} is invalid: {'; '.join(found.invalid)}"
-    if len(found.complete_seeds) < seeds:
-        return None, f"{len(found.complete_seeds)} of {seeds} seeds complete"
-    if found.not_comparable:
-        return None, f"{run} is not comparable: {'; '.join(found.not_comparable)}"
+def _value(
+    summary: Summary, run: str, measure: str, against: str = "", target: float = 0.0
+) -> tuple[float | None, str]:
+    """The mean over all seeds, or its ratio to another run's over paired seeds; or why there is none."""
+    seeds = len(summary.results.study.seeds)
+    for name in (run, *([against] if against else [])):
+        if why := _unknown(summary, name):
+            return None, why
     if measure in SCALING_MEASURES:
         one = next(one for one in scalings(summary) if one.run == run)
         ratio = one.speedup if measure == "speedup" else one.efficiency
         return (None, one.reason) if ratio is None else _of_all(ratio.mean, ratio.count, seeds)
-    estimate = found.estimates[measure]
-    return (None, "not recorded") if estimate is None else _of_all(estimate.mean, estimate.count, seeds)
+    if measure == TO_TARGET:
+        values = {name: seconds_to(summary, name, target) for name in (run, against) if name}
+    else:
+        values = seed_values(summary.results, measure)
+    if against:
+        both = paired_ratio(values[run], values[against])
+        return (None, "not recorded in both") if both is None else _of_all(both.mean, both.count, seeds)
+    if not values[run]:
+        return None, "not reached in any seed" if measure == TO_TARGET else "not recorded"
+    return _of_all(mean_interval(list(values[run].values())).mean, len(values[run]), seeds)
+
+
+def _unknown(summary: Summary, run: str) -> str:
+    """Why the figures of a run decide nothing; empty where they do."""
+    found, seeds = summary.of(run), len(summary.results.study.seeds)
+    if found.invalid:
+        return f"{run} is invalid: {'; '.join(found.invalid)}"
+    if len(found.complete_seeds) < seeds:
+        return f"{len(found.complete_seeds)} of {seeds} seeds complete"
+    if found.not_comparable:
+        return f"{run} is not comparable: {'; '.join(found.not_comparable)}"
+    return ""
 
 
 def _of_all(mean: float, count: int, seeds: int) -> tuple[float | None, str]:

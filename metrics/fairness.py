@@ -18,6 +18,8 @@ from metrics.rows import Results, RunSeed
 
 # A step's samples follow from these, so that runs which differ in one cannot read the same ones in a step.
 ORDER_SETTINGS = ("batch_size", "context", "steps", "curriculum", "curriculum_steps", "curriculum_start")
+# What none may have otherwise than the baseline unless the study says so of one of them.
+SAME = ("clip_norm", "weight_decay", "dropout", "precision")
 HASHES = ("evaluation_sha256", "evaluation_precision")  # in metrics.json and in the test's file
 MACHINE = ("device", "device_name", "cpu_count", "platform", "torch", "cuda")  # in env.json
 A_PROCESS = ("threads",)  # in env.json, of one process
@@ -43,6 +45,9 @@ class Judgement:
     not_comparable: tuple[str, ...] = ()
     costs_not_comparable: tuple[str, ...] = ()
     invalid: tuple[str, ...] = ()
+    own_budget: tuple[
+        str, ...
+    ] = ()  # of a run that the study gives another amount of the axis: how much it had
     notes: tuple[str, ...] = ()  # what was not paired or could not be checked, although it is compared
 
 
@@ -68,13 +73,17 @@ def _judge(results: Results, run: str, invalid: dict[str, tuple[str, ...]]) -> J
         reasons += _by_seed((one.seed, words) for one in results.of(name) if one.state == "diverged")
     if not pairs and not reasons and any(one.state == "complete" for one in results.of(run)):
         reasons.append("no seed in common with the baseline")
-    for check in (_axis, _frozen, _evaluation, _order):
+    budgets = differences(_axis)
+    is_own = run in results.study.own_budget
+    reasons += [] if is_own else budgets
+    for check in (_frozen, _undeclared, _decay, _evaluation, _data, _order):
         reasons += differences(check)
     machine = differences(machine_differences)
     if results.study.axis == "seconds":  # another machine does more in them
         reasons += machine
     notes = (*notes, *differences(_unpaired), *_other_seeds(results, run))
-    return Judgement(tuple(reasons), tuple(machine), invalid[run], notes)
+    own = tuple(budgets or ["no other than the baseline's"]) if is_own and pairs else ()
+    return Judgement(tuple(reasons), tuple(machine), invalid[run], own, notes)
 
 
 def _other_seeds(results: Results, run: str) -> Iterator[str]:
@@ -143,6 +152,57 @@ def _frozen(results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
                 if entry["what"] in (name, f"{name}, as first asked") and not entry["agrees"]:
                     found = f"requested {entry['requested']}, in effect {entry['in_effect']}"
                     yield f"{whose}{name} is frozen: {found}"
+
+
+def _undeclared(results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
+    """Settings that must be alike and are not, although the study sets them for neither run."""
+    said = results.study.runs[one.run].keys() | results.study.runs[other.run].keys()
+    for name in SAME:
+        mine, theirs = one.config.get(name), other.config.get(name)
+        if mine != theirs and name not in said and name not in results.study.frozen:
+            yield f"{name} {_value(mine)}, the baseline's {_value(theirs)}, and the study sets it for neither"
+
+
+def _decay(results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
+    """Weight decay in effect on other parameters, or of another size, although the study sets it for neither."""
+    said = results.study.runs[one.run].keys() | results.study.runs[other.run].keys()
+    mine, theirs = _decays(one), _decays(other)
+    if said & {"weight_decay", "muon_weight_decay"} or None in (mine, theirs):
+        return
+    for kind in mine.keys() & theirs.keys():
+        if mine[kind] != theirs[kind]:
+            yield (
+                f"weight decay in effect is {_listed(mine[kind])} of {kind}, the baseline's {_listed(theirs[kind])}, "
+                "and the study sets it for neither"
+            )
+
+
+def _decays(one: RunSeed) -> dict[str, set[str]] | None:
+    """kind of parameter → the decays that its ledger found on them; None where it does not say.
+
+    Of Muon only what another optimizer updates: its own decay goes with another learning rate.
+    """
+    lines = [entry["in_effect"] for entry in one.ledger if entry["what"] == "weight_decay"]
+    if not lines:
+        return None
+    found: dict[str, set[str]] = {}
+    for part in lines[0].split(", "):
+        size, _, kind = part.partition(" of ")
+        found.setdefault(kind, set()).add(size)
+    if "embeddings" in found:
+        found.pop("matrices", None)
+    return {kind: found[kind] for kind in sorted(found)}
+
+
+def _listed(sizes: set[str]) -> str:
+    return " and ".join(sorted(sizes))
+
+
+def _data(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
+    """Other training tokens than the baseline's, whatever their number."""
+    mine, theirs = (side.metrics.get("train_sha256") for side in (one, other))
+    if None not in (mine, theirs) and mine != theirs:
+        yield f"was trained on other tokens (sha256 {mine[:12]}) than the baseline ({theirs[:12]})"
 
 
 def _value(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from metrics import statistics
+from metrics.course import at_equal_seconds
 from metrics.devices import throttled
 from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
@@ -24,7 +25,7 @@ from metrics.measures import METRICS, SPREADING, speed
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
-from metrics.words import number, paired_seeds, percent_change, times
+from metrics.words import difference, number, paired_seeds, percent_change, times, with_interval
 
 # How a run is computed, never what it learns: what such runs cost may be set side by side.
 MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
@@ -51,6 +52,8 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
     """Every finding that the rows of the study give, in a fixed order."""
     study = _Study(summary)
     kinds: tuple[Callable[[_Study], Iterator[Finding]], ...] = (
+        _to_beat,
+        _equal_seconds,
         _identical,
         _memory,
         _batch_multiplier,
@@ -113,6 +116,42 @@ def _change(ratio: Ratio) -> str:
     if ratio.low < 1 < ratio.high:
         return f"{mean}, which these seeds do not tell from none ({number(ratio.low, 2)}–{number(ratio.high, 2)} ×)"
     return f"{mean} ({percent_change(ratio.low)} to {percent_change(ratio.high)})"
+
+
+def _to_beat(study: _Study) -> Iterator[Finding]:
+    """The baseline's figure, and the run with the best one; of a study that follows its runs' course."""
+    metric, plan = study.summary.metric, study.results.study
+    estimates = {name: run.estimates[plan.metric] for name, run in study.runs.items()}
+    base = estimates.get(study.baseline)
+    others = {name: e.mean for name, e in estimates.items() if e and name != study.baseline}
+    if not plan.follows_course or base is None or not others:
+        return
+    best = (min if metric.better == "lower" else max)(others, key=lambda name: others[name])
+    compared = study.runs[best].comparison
+    delta = difference(compared.estimate if compared else None, metric)
+    said = f"; {compared.verdict}" if compared and compared.verdict else ""
+    yield Finding(
+        f"Baseline to beat: {study.baseline}, {metric.label} {with_interval(base.times(metric.factor))}. Best of the "
+        f"others: {best}, {with_interval(estimates[best].times(metric.factor))}, which is {delta} "
+        f"{metric.difference_unit}{said}.",
+        (study.baseline, best),
+    )
+
+
+def _equal_seconds(study: _Study) -> Iterator[Finding]:
+    """Who has the lowest validation loss when the quickest has ended; of a study that follows its runs' course."""
+    rows = at_equal_seconds(study.summary) if study.results.study.follows_course else []
+    known = [one for one in rows if one.loss]
+    if len(known) < 2:  # noqa: PLR2004
+        return
+    best, quickest = min(known, key=lambda one: one.loss.mean), min(rows, key=lambda one: one.seconds.mean)
+    base = best.run == study.baseline
+    verdict = "the baseline itself" if base else best.comparison.verdict or "no verdict"
+    yield Finding(
+        f"At equal seconds of training, {number(best.limit.mean)} s, in which {quickest.run} is through, {best.run} "
+        f"has the lowest validation loss: {with_interval(best.loss)} ({verdict}).",
+        tuple(dict.fromkeys((best.run, quickest.run))),
+    )
 
 
 def _identical(study: _Study) -> Iterator[Finding]:

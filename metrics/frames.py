@@ -79,6 +79,7 @@ def table_frame(summary: Summary) -> pl.DataFrame:
         said = {
             "invalid": run.invalid,
             "not_comparable": run.not_comparable,
+            **({"own_budget": run.own_budget} if summary.results.study.own_budget else {}),
             "costs_not_comparable": run.costs_not_comparable,
             "not_as_requested": run.ledger,
             "happened": [f"{count} {what}" for what, count in run.counts.items()],

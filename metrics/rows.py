@@ -99,6 +99,14 @@ class Study:
     budget: int = 0  # of the axis, for each run; 0: not said
     grid: dict[str, Any] = field(default_factory=dict)  # of metrics.grids
     chosen_from: dict[str, Any] = field(default_factory=dict)  # study, metric, seeds that chose the runs
+    own_budget: tuple[str, ...] = ()  # runs that are given another amount of the axis on purpose
+    perplexity_at: tuple[int, ...] = ()  # steps done
+    targets: tuple[float, ...] = ()  # validation losses, the time to which is asked
+
+    @property
+    def follows_course(self) -> bool:
+        """Whether it asks for the tables of how its runs got where they are."""
+        return bool(self.perplexity_at or self.targets)
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,7 @@ def _study(path: Path) -> Study:
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
     more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
     more |= {key: raw[key] for key in ("hypothesis", "budget", "grid", "chosen_from") if key in raw}
+    more |= {key: tuple(raw.get(key, ())) for key in ("own_budget", "perplexity_at", "targets")}
     against = raw.get("falsified_by") or {}
     more["falsified_by"] = {"says": against} if isinstance(against, str) else against
     frozen = tuple(raw.get("frozen", ()))

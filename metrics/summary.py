@@ -18,7 +18,8 @@ from metrics.statistics import Comparison, Estimate, Proportion, Ratio
 class RunSummary:
     """One run over its seeds. `estimates` and `ratios` hold None for what was not measured.
 
-    A run that is invalid or not comparable has its numbers in `estimates`, and neither comparison nor ratios.
+    A run that is invalid, not comparable or of a budget of its own has its numbers in `estimates`, and neither
+    comparison nor ratios.
     """
 
     run: str
@@ -32,6 +33,7 @@ class RunSummary:
     not_comparable: tuple[str, ...] = ()  # why no figure of it is compared with the baseline
     costs_not_comparable: tuple[str, ...] = ()  # why its costs are not, such as other hardware
     invalid: tuple[str, ...] = ()  # what cannot be true of its rows
+    own_budget: tuple[str, ...] = ()  # how much of the axis it had, where the study gives it another amount
     counts: dict[str, int] = field(default_factory=dict)  # in words, over its seeds; only what happened
     proportions: dict[str, Proportion] = field(default_factory=dict)  # binomial intervals of accuracies
 
@@ -44,6 +46,8 @@ class RunSummary:
             return "invalid"
         if self.not_comparable:
             return "not comparable"
+        if self.own_budget:
+            return "own budget"
         if self.comparison is None:
             return "baseline"
         return self.comparison.verdict or "no verdict"
@@ -79,7 +83,9 @@ class Summary:
     @property
     def comparable(self) -> tuple[RunSummary, ...]:
         """The complete runs whose figures may stand beside the baseline's."""
-        return tuple(run for run in self.complete if not (run.invalid or run.not_comparable))
+        return tuple(
+            run for run in self.complete if not (run.invalid or run.not_comparable or run.own_budget)
+        )
 
 
 def summarize(results: Results) -> Summary:
@@ -98,7 +104,8 @@ def summarize(results: Results) -> Summary:
     compared = {
         run: own
         for run, own in values[study.metric].items()
-        if run == study.baseline or not (judged[run].invalid or judged[run].not_comparable)
+        if run == study.baseline
+        or not (judged[run].invalid or judged[run].not_comparable or judged[run].own_budget)
     }
     comparisons = statistics.compare(compared, study.baseline, METRICS[study.metric].better)
     runs = tuple(_run_summary(results, run, values, comparisons.get(run), judged[run]) for run in study.runs)
@@ -114,7 +121,9 @@ def _run_summary(
 ) -> RunSummary:
     study = results.study
     done = tuple(one for one in results.of(run) if one.state == "complete")
-    has_ratios = not (judged.invalid or judged.not_comparable or judged.costs_not_comparable)
+    has_ratios = not (
+        judged.invalid or judged.not_comparable or judged.costs_not_comparable or judged.own_budget
+    )
     return RunSummary(
         run=run,
         complete_seeds=tuple(one.seed for one in done),
@@ -132,6 +141,7 @@ def _run_summary(
         not_comparable=judged.not_comparable,
         costs_not_comparable=judged.costs_not_comparable,
         invalid=judged.invalid,
+        own_budget=judged.own_budget,
         counts=fairness.counts(done),
         proportions=_proportions(done),
     )

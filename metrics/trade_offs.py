@@ -27,17 +27,19 @@ SCHEMA = {
 }
 
 
-def trade_offs(summary: Summary) -> pl.DataFrame:
-    """One row a comparable run that has a speed: means over the seeds that all of them have, in the study's order.
+def trade_offs(summary: Summary, quality: str = "", pace: str = "") -> pl.DataFrame:
+    """One row a comparable run that has both: means over the seeds that all of them have, in the study's order.
 
-    Columns: run; label (the run and its memory); metric (the study's, with its unit); speed (tokens/s, of
-    classifiers samples/s); value,
-    low, high (the metric and its 95 % interval; null for one seed); memory (peak, GiB; null where any run
-    lacks it); frontier ("yes" where no other run is at least as good in all three means and better in one).
+    quality, pace: names of METRICS; empty: the study's metric, and tokens/s, of classifiers samples/s.
+
+    Columns: run; label (the run and its memory); metric (`quality`, with its unit); speed (`pace`); value, low, high
+    (`quality` and its 95 % interval; null for one seed); memory (peak, GiB; null where any run lacks it); frontier
+    ("yes" where no other run is at least as good in all three means and better in one).
     """
     summary = _over_shared_seeds(summary)
     runs = [run for run in summary.comparable if not run.costs_not_comparable]
-    quality, pace = summary.results.study.metric, speed(summary.labelled)
+    quality, pace = quality or summary.results.study.metric, pace or speed(summary.labelled)
+    metric = summary.measure(quality)
     runs = [run for run in runs if _known(run, quality, pace)]
     weighed = all(_known(run, "peak_memory_gib") for run in runs)
     names = [quality, pace, *(["peak_memory_gib"] if weighed else [])]
@@ -47,7 +49,7 @@ def trade_offs(summary: Summary) -> pl.DataFrame:
         estimate, moved = run.estimates[quality], run.estimates[pace]
         memory = run.estimates["peak_memory_gib"] if weighed else None
         assert estimate is not None and moved is not None
-        estimate = estimate.times(summary.metric.factor)
+        estimate = estimate.times(metric.factor)
         name = short(run.run)
         label = f"{name}, {number(memory.mean, 3)} GiB" if memory else name
         beaten = any(_beats(points[other], points[run.run]) for other in points)
@@ -55,7 +57,7 @@ def trade_offs(summary: Summary) -> pl.DataFrame:
             (
                 run.run,
                 label,
-                summary.metric.axis,
+                metric.axis,
                 moved.mean,
                 estimate.mean,
                 *estimate.ends(),

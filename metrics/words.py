@@ -14,8 +14,8 @@ from metrics.summary import RunSummary, Summary
 
 SMALL = 1e-6  # below it a table writes an exponent
 WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
-# What the ledger says of a data set that is not whole.
-PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ ?%\)")
+# What the ledger says of a data set that is not whole, or only stands in for another.
+PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ ?%\)|a stand-in for [^;]+")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -106,6 +106,7 @@ HEADLINES = {  # status: what is said of one run that has it, and of several
     "identical": ("is identical", "are identical"),
     "inconclusive": ("is inconclusive", "are inconclusive"),
     "no verdict": ("has no verdict", "have no verdict"),
+    "own budget": ("had a budget of its own", "had budgets of their own"),
     "diverged": ("diverged", "diverged"),
     "failed": ("failed", "failed"),
     "missing": ("has not run", "have not run"),
@@ -126,6 +127,8 @@ def verdict_sentence(summary: Summary, run: RunSummary) -> str:
         return f"{run.run} is invalid: {'; '.join(run.invalid)}."
     if run.not_comparable:
         return f"{run.run} is not comparable with {study.baseline}: {'; '.join(run.not_comparable)}."
+    if run.own_budget:
+        return f"{run.run} had a budget of its own and is not ranked: {'; '.join(run.own_budget)}."
     if comparison is None:
         return f"{run.run} is the baseline."
     if comparison.verdict is None:
@@ -186,6 +189,7 @@ def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
         for words in run.not_comparable
         if run.complete_seeds  # of a run that diverged altogether the notes say so, with its step
     ]
+    notes += [f"own budget, not ranked: {words}" for words in run.own_budget]
     notes += [f"costs not comparable: {words}" for words in run.costs_not_comparable]
     notes += [f"not as requested: {words}" for words in run.ledger]
     notes += run.notes
@@ -209,7 +213,10 @@ def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
 
 
 def data_notes(summary: Summary, run: RunSummary) -> list[str]:
-    """How much of the published training rows the run had, as its ledger says it, where it is not all of them."""
+    """How much of the published training rows the run had, where it is not all of them; what its data stand in for.
+
+    As its ledger says it.
+    """
     said = [
         f"{entry['what']} {entry['in_effect']}: {found[0]}"
         for one in summary.results.of(run.run)

@@ -121,7 +121,21 @@ def _comparisons(summary: Summary) -> list[Drawn]:
         area = "Area of a circle: peak memory. " if frame["memory"].null_count() == 0 else ""
         chart = charts.trade_off(frame, title, axes, runs)
         drawn.append(Drawn("trade_off", title, chart, f"{area}{FRONTIER}"))
-    return drawn
+    return [*drawn, *_perplexity_and_time(summary)]
+
+
+def _perplexity_and_time(summary: Summary) -> list[Drawn]:
+    """Perplexity × training time × memory, of a study on text that follows the course of its runs."""
+    frame = trade_offs(summary, "test_perplexity", "train_seconds")
+    if not summary.results.study.follows_course or frame.height < 2:  # noqa: PLR2004
+        return []
+    quality, time = METRICS["test_perplexity"], METRICS["train_seconds"]
+    title = "Perplexity, training time and memory"
+    axes = (_better(f"{time.axis}, with compiling", time.better), _better(quality.axis, quality.better))
+    area = "Area of a circle: peak memory. " if frame["memory"].null_count() == 0 else ""
+    chart = charts.trade_off(frame, title, axes, list(summary.results.study.runs))
+    caption = f"{area}{FRONTIER.replace('quality, speed', 'perplexity, time')}"
+    return [Drawn("perplexity_time", title, chart, caption)]
 
 
 def _grids(summary: Summary) -> list[Drawn]:

@@ -16,6 +16,7 @@ from metrics.hypothesis import conclusion
 from metrics.rows import RunSeed
 from metrics.summary import Summary
 from metrics.words import footnotes, headline, number
+from plots.course_tables import course_tables
 from plots.figures import Figure, comparisons, of_scaling, over_steps
 from plots.measured_tables import measured_tables
 from plots.outcome_tables import (
@@ -111,12 +112,13 @@ def _scaling(summary: Summary) -> str:
 
 
 def _course(summary: Summary) -> str:
-    """Each run's evaluations, folded away."""
+    """What the study asks of the course; and each run's evaluations, folded away."""
     parts = []
     for run, table in epoch_tables(summary).items():
         shown = _table(table, epoch_caption(summary, run))
         parts.append(f"<details><summary>{escape(run)}</summary>{shown}</details>")
-    return f"<h2>Course of training</h2>{''.join(parts)}" if parts else ""
+    asked = "".join(_table(table, caption) for caption, table in course_tables(summary))
+    return f"<h2>Course of training</h2>{asked}{''.join(parts)}" if parts else ""
 
 
 def _figures(drawn: Sequence[Figure]) -> str:
@@ -166,6 +168,7 @@ def _fairness(summary: Summary) -> str:
         reasons = {
             "invalid": run.invalid,
             "not comparable": run.not_comparable,
+            "own budget": run.own_budget,
             "costs not comparable": run.costs_not_comparable,
         }
         rows += [[run.run, what, why] for what, reason in reasons.items() for why in reason]

@@ -24,6 +24,7 @@ from metrics.words import (
     verdict_sentence,
     with_interval,
 )
+from plots.course_tables import course_tables
 from plots.measured_tables import measured_tables
 from plots.outcome_tables import (
     Captioned,
@@ -180,12 +181,13 @@ def hypothesis_lines(summary: Summary) -> list[str]:
 
 
 def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
-    """The tables of criteria, optimizers, scaling, latency and the machine, where the study has any."""
+    """The tables of criteria, optimizers, scaling, latency, the machine and the course, where the study has any."""
     return [
         *criteria_tables(summary),
         *optimizer_tables(summary),
         *scaling_tables(summary, wide),
         *measured_tables(summary, wide),
+        *course_tables(summary),
     ]
 
 

@@ -17,7 +17,9 @@ from ruamel.yaml.error import YAMLError
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
+from stages import checklist, presets, progress
 from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
+from stages.requirements import REQUIREMENTS, requirement_problems, restricted, selection_problem
 from stages.study import (
     OPTIONAL,
     PLANNED,
@@ -45,12 +47,13 @@ def read_params(path: Path) -> dict:
 
 def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     """(study keys and settings, {"<run>-<seed>": Config}). Raises ConfigError with all problems."""
-    optional = OPTIONAL | EXPERIMENT
+    optional = OPTIONAL | EXPERIMENT | REQUIREMENTS
     keys = STUDY_KEYS | optional
     study = optional | {k: v for k, v in params.items() if k in keys}
     base = {k: v for k, v in params.items() if k not in keys and k != STAMP}
-    problems = study_problems(study, base.get("dataset", SETTINGS["dataset"].default))
-    problems += experiment_problems(study) if not problems else []
+    dataset = base.get("dataset", SETTINGS["dataset"].default)
+    problems = study_problems(study, dataset)
+    problems += experiment_problems(study) + requirement_problems(study, dataset) if not problems else []
     problems += [f"{k}: is filled in by the plan" for k in PLANNED[1:] if k in base]
     problems += value_problems({k: v for k, v in base.items() if k not in PLANNED})
     if problems:
@@ -60,11 +63,13 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
     ]
     if problems:
         raise ConfigError(problems, str(PARAMS))
+    unused = _unused_everywhere(base, study["runs"])
+    study, said = restricted(study)
     problems = [
         *fairness_problems(study, base),
         *scaling_problems(study, base),
         *_budget_problems(study, base),
-        *_unused_everywhere(base, study["runs"]),
+        *unused,
     ]
     configs = {}
     for name, own in study["runs"].items():
@@ -80,9 +85,32 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
             except ConfigError as error:
                 problems += [f"runs.{name}: {p}" for p in error.problems]
                 break  # another seed has the same problems
+    problems = problems or _unexpected(study, configs)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(PARAMS))
-    return {**study, "settings": base}, configs
+    return {**study, "settings": base, "said": said}, configs
+
+
+def _unexpected(study: dict, configs: dict[str, object]) -> list[str]:
+    """What the checklist finds in the settings of the runs; and steps of the tables that are not evaluated."""
+    found: dict[str, list[str]] = {}
+    for name in study["runs"]:
+        config = configs[f"{name}-{study['seeds'][0]}"]
+        checks = checklist.of_settings(study["expects"], config, study["own_budget"])
+        said = [f"{words} (expects)" for words in checklist.words(c for c in checks if not c.passed)]
+        every = config.evaluation.eval_interval
+        said += [
+            f"perplexity_at: {step} steps are not evaluated with eval_interval = {every}"
+            for step in study["perplexity_at"]
+            if step % every and step != config.training.steps
+        ]
+        for words in said:
+            found.setdefault(words, []).append(name)
+    whole = len(study["runs"])
+    return [
+        f"{'all runs' if len(names) == whole > 1 else 'runs.' + ', '.join(names)}: {words}"
+        for words, names in found.items()
+    ]
 
 
 def _budget_problems(study: dict, base: dict) -> list[str]:
@@ -123,21 +151,31 @@ def main() -> None:
     if parser.parse_args().defaults:
         DEFAULTS.write_text(defaults_yaml(), encoding="utf-8")
         return
-    study, configs = resolve_study(read_params(PARAMS))
+    params = read_params(PARAMS)
+    study, configs = resolve_study(params)
+    if problem := selection_problem(params):
+        raise ConfigError(problem, str(PARAMS))
     directory = Path("results") / study["study"] / "configs"
     directory.mkdir(parents=True, exist_ok=True)
     for name, config in configs.items():
         (directory / f"{name}.toml").write_text(toml(config), encoding="utf-8")
     (directory / "data.toml").write_text(toml(next(iter(configs.values())), only=("data",)), encoding="utf-8")
-    base = study.pop("settings")
+    base, said = study.pop("settings"), study.pop("said")
     changed = {
         k: v for k, v in base.items() if (tuple(v) if isinstance(v, list) else v) != SETTINGS[k].default
     }
-    write_json(directory / "study.json", {**study, "dataset": base["dataset"], "base": changed})
-    print(
-        f"plan: study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds",
-        file=sys.stderr,
-    )
+    planned = {k: v for k, v in study.items() if k not in ("only", "selected")}
+    write_json(directory / "study.json", {**planned, "dataset": base["dataset"], "base": changed})
+    defaults = {s.name: s.default for s in SETTINGS.values()}
+    if study["preset"]:
+        aside = {s.name for s in SETTINGS.values() if s.section in ("data", "logging")}
+        said = [*presets.lines(study["preset"], study["study"], base, defaults, aside), *said]
+    said.append(f"study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds")
+    if study["expects"]:
+        said[-1] += f"; {len(study['expects'])} expectations, the runs' settings meet theirs"
+    so_far = progress.of_study(directory)
+    said.append(f"{so_far}; to train: {', '.join(so_far.left) or 'nothing'}")
+    print("\n".join(f"plan: {line}" for line in said), file=sys.stderr)
 
 
 if __name__ == "__main__":

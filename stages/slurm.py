@@ -102,6 +102,7 @@ def training(config: Config, asked) -> str:
         f"export OMP_NUM_THREADS={max(1, asked.cpus_per_task // each)}",
         SANITY,
         *(['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if machines > 1 else []),
+        f"python -m stages.checklist results/{study}/configs/{name}.toml || exit 2",
         f"{launch(config, machines, each)} || status=$?",
         "# A run that diverged is a result: the others go on.",
         f'if grep -qs \'"event": "diverged"\' {HOME}/{study}/{name}_"$SLURM_JOB_ID".out; then status=0; fi',

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from engine.config import SETTINGS, is_effective, nearest
-from engine.data import BY_POSITION, LABELLED
+from engine.data import BY_POSITION, DOCUMENTS, LABELLED
 from metrics.measures import (
     AXES,
     KINDS,
@@ -19,6 +19,7 @@ from metrics.measures import (
     SCALED,
     SCALING_MEASURES,
     STUDY_METRICS,
+    TO_TARGET,
     measured,
 )
 
@@ -97,7 +98,7 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
     problems = []
     if (
         study["metric"].startswith("test_")
-        and shared["dataset"] in BY_POSITION
+        and shared["dataset"] in (*BY_POSITION, *DOCUMENTS)
         and not shared["test_percent"]
     ):
         problems.append(
@@ -110,11 +111,16 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
             if key in own and SETTINGS[key].typed(own[key]) != SETTINGS[key].typed(shared[key])
         ]
         mine, theirs = (budget(study["axis"], one) for one in (shared | own, baseline))
-        if mine != theirs:
+        if name in study["own_budget"]:
+            if mine and mine == theirs:
+                problems.append(
+                    f"own_budget: runs.{name} is given the {mine:,} {study['axis']} of the baseline"
+                )
+        elif mine != theirs:
             problems.append(
                 f"runs.{name}: is given {mine:,} {study['axis']}, the baseline {study['baseline']} {theirs:,}, and "
                 f"the study compares at {AXES[study['axis']].words} (axis = {study['axis']!r}); change its steps, or "
-                "the axis"
+                "the axis, or list it in own_budget, which shows it apart"
             )
     return problems
 
@@ -178,17 +184,35 @@ def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str], lab
         if not isinstance(one, dict):
             yield f"{where} = {one!r}: must be a mapping with run, measure, at_least or at_most"
             continue
-        yield from key_problems(where, one, ("run", "measure", *BOUNDS), ("run", "measure"))
-        if "run" in one:
-            yield from one_of(f"{where}.run", one["run"], runs, "one of the runs")
-        if "measure" in one:
+        keys = ("run", "measure", "against", "target", *BOUNDS)
+        yield from key_problems(where, one, keys, ("run", "measure"))
+        for key in ("run", "against"):
+            if key in one:
+                yield from one_of(f"{where}.{key}", one[key], runs, "one of the runs")
+        yield from _ratio_and_target_problems(where, one)
+        if "measure" in one and one["measure"] != TO_TARGET:
             yield from _measure_problems(f"{where}.measure", one["measure"], labelled)
             if one["measure"] in SCALING_MEASURES and one.get("run") not in list(scaling):
                 yield f"{where}.measure = {one['measure']!r}: scaling does not declare {one.get('run')!r}"
-        before = first.setdefault(f"{one.get('measure')} of {one.get('run')}", place)
+        more = "".join(f", {key} {one[key]}" for key in ("against", "target") if key in one)
+        before = first.setdefault(f"{one.get('measure')} of {one.get('run')}{more}", place)
         if before < place and {"run", "measure"} <= one.keys():
             yield f"{where}: {one['measure']} of {one['run']} is criteria[{before}]'s: put both bounds there"
-        yield from bound_problems(where, one)
+        yield from bound_problems(where, one, is_ratio="against" in one)
+
+
+def _ratio_and_target_problems(where: str, one: dict) -> Iterator[str]:
+    """A criterion that is a ratio to another run's, and one on the time to a loss."""
+    name, target = one.get("measure"), one.get("target")
+    if "against" in one and one["against"] == one.get("run"):
+        yield f"{where}.against = {one['against']!r}: is the run itself"
+    if "against" in one and name in SCALING_MEASURES:
+        yield f"{where}.against: {name} is a ratio already"
+    if name == TO_TARGET:
+        if type(target) not in (int, float) or not 0 < target < math.inf:
+            yield f"{where}.target = {target!r}: must be a validation loss above 0"
+    elif "target" in one:
+        yield f"{where}.target: goes with measure = {TO_TARGET!r}"
 
 
 def _measure_problems(where: str, name: object, labelled: bool) -> Iterator[str]:
@@ -219,7 +243,7 @@ def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[st
         most = IMAGINABLE if (name, key) == ("efficiency", "at_most") else 1
         if share and not 0 <= value <= most:
             yield f"{where}.{key} = {value!r}: must be a share from 0 to {most} ({value / 100:g} for {value:g} %)"
-        elif not share and value <= 0 and (name in METRICS or name in SCALING_MEASURES):
+        elif not share and value <= 0 and (name in METRICS or name in (*SCALING_MEASURES, TO_TARGET)):
             yield f"{where}.{key} = {value!r}: must be above 0, as every {name} is"
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metrics import (
+    course,
     criteria,
     epochs,
     findings,
@@ -57,7 +58,8 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
 def write_tables(reports: Path, study: summary.Summary) -> Path:
     """table.csv, table.md, table.tex and report.html; returns the report's path.
 
-    Also epochs.csv and, of a study that declares any, scaling.csv, criteria.csv and grid.csv.
+    Also epochs.csv and, of a study that declares any, scaling.csv, criteria.csv, grid.csv, course.csv,
+    equal_seconds.csv and targets.csv.
     """
     frames.table_frame(study).write_csv(reports / "table.csv")
     epochs.csv_frame(study.results).write_csv(reports / "epochs.csv")
@@ -66,6 +68,7 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
         "criteria.csv": criteria.criteria_frame(study),
         "grid.csv": grid_results.grid_frame(study),
     }
+    declared |= course.frames(study)
     for name, frame in declared.items():
         (reports / name).unlink(missing_ok=True)  # of what the study declared before
         if not frame.is_empty():

@@ -18,15 +18,18 @@ def main() -> None:
     settings = load(sys.argv[1], only=("data",)).data
     meta = prepare(settings, Path(sys.argv[2]))
     for split, facts in meta["splits"].items():
-        rows = f"{facts['rows']:,} rows, " if "rows" in facts else ""
+        rows = "".join(f"{facts[what]:,} {what}, " for what in ("rows", "documents") if what in facts)
         print(
             f"tokenize: {settings.dataset} {split}: {rows}{facts['tokens']:,} tokens, {facts['bytes']:,} bytes, "
             f"sha256 {facts['sha256_text'][:12]}",
             file=sys.stderr,
         )
-    for reason, rows in meta.get("dropped", {}).items():
-        if rows:
-            print(f"tokenize: {settings.dataset}: {rows:,} rows dropped: {reason}", file=sys.stderr)
+    what = "documents" if meta["kind"] == "documents" else "rows"
+    for reason, count in meta.get("dropped", {}).items():
+        if count:
+            print(f"tokenize: {settings.dataset}: {count:,} {what} dropped: {reason}", file=sys.stderr)
+    if meta.get("stands_in_for"):
+        print(f"tokenize: {settings.dataset} stands in for {meta['stands_in_for']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,25 @@
 
     python -m stages.train results/<study>/configs/<run>-<seed>.toml
 
-Starts one process, or torchrun where the run asks for several. On a terminal the engine's JSON lines become a live
-progress bar; elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's, but for
-a run that diverged: that is a result, and the other runs of the study go on.
+First the study's checklist (stages/checklist.py), of which the run's directory keeps the lines. Starts one process,
+or torchrun where the run asks for several. On a terminal the engine's JSON lines become a live progress bar;
+elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's, but for a run that
+diverged: that is a result, and the other runs of the study go on.
 """
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engine.config import load
 from engine.errors import ConfigError, command
+from engine.rundir import write_json
 from engine.train import DIVERGED
-from stages import children
+from stages import checklist, children, progress
 
 
 def launch_command(path: str, processes: int) -> list[str]:
@@ -86,6 +89,10 @@ def main() -> None:
         raise ConfigError("usage: python -m stages.train FILE.toml")
     path = sys.argv[1]
     config, said = load(path), []
+    checks = checklist.require(Path(path))
+    if Path(path).with_name("study.json").is_file():
+        so_far = progress.of_study(Path(path).parent)
+        print(f"train: {config.run.run}, seed {config.run.seed}; {so_far}", file=sys.stderr, flush=True)
     with children.start(
         launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
     ) as engine:
@@ -95,6 +102,8 @@ def main() -> None:
         except BaseException:
             engine.terminate()
             raise
+    if checks and config.directory.is_dir():
+        write_json(config.directory / checklist.FILE, checklist.as_rows(checks))
     sys.exit(status(engine.returncode, any(said)))
 
 

@@ -4,7 +4,8 @@ DVC loads this file before it composes conf/ into params.yaml. It stamps the com
 the file's first key, and refuses to compose over a params.yaml whose values no longer match their stamp. It also
 keeps DVC from clearing away results of studies that are not the current one. It must not change any value.
 
-It also writes out the runs that a study's grid stands for: `runs: ${grid_runs:}`.
+It also writes out the runs that a study's grid stands for, `runs: ${grid_runs:}`, and those that `only` chooses,
+`selected: ${selected_runs:}`.
 """
 
 import hashlib
@@ -12,11 +13,12 @@ import importlib.util
 import json
 import os
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, ListConfig, OmegaConf
 
 KEY = "_composed_"
 NOTE = "by DVC from conf/, see README"
@@ -50,6 +52,16 @@ def _grid_runs(*, _root_: Container) -> Container:
         return OmegaConf.create(grids.runs(grid))
     except (AttributeError, KeyError, TypeError, ValueError):
         return OmegaConf.create({"the_grid_is_not_one": {}})  # the plan says what is wrong with it
+
+
+def _selected_runs(*, _root_: Container) -> Container:
+    """The names of the study's runs that the patterns in `only` match; all where they match none or are not patterns.
+
+    The plan says what is wrong with them.
+    """
+    runs, only = list(_root_.runs), _root_.get("only")
+    patterns = [str(one) for one in only] if isinstance(only, ListConfig) else []
+    return OmegaConf.create([name for name in runs if any(fnmatch(str(name), p) for p in patterns)] or runs)
 
 
 def refuse_edited(path: Path) -> None:
@@ -90,4 +102,5 @@ class GuardResults(SearchPathPlugin):
 
 
 OmegaConf.register_new_resolver("grid_runs", _grid_runs, replace=True)
+OmegaConf.register_new_resolver("selected_runs", _selected_runs, replace=True)
 OmegaConf.register_new_resolver("stamp", _stamp_root, replace=True)

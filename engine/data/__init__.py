@@ -1,7 +1,8 @@
 """Data sets and tokenizers by name. A line here names a module; nothing is imported until it is chosen.
 
-A data set is a module with `load(settings) -> {"train": str, "validation": str, "test": str}`, or one of labelled
-rows with `load(settings) -> engine.data.labelled.Source` and the VERSION of its clean-up.
+A data set is a module with `load(settings) -> {"train": str, "validation": str, "test": str}`; one of documents, with
+`load(settings) -> engine.data.documents.Source`; or one of labelled rows, with
+`load(settings) -> engine.data.labelled.Source` and the VERSION of its clean-up.
 A tokenizer is a class with the methods of `engine.data.tokenizers.Tokenizer`.
 This file must import nothing: `engine.config` reads these names before anything else is loaded.
 """
@@ -15,6 +16,13 @@ DATASETS = {
 }
 
 BY_POSITION = ("tinyshakespeare", "text_file")  # one text, cut by position into training, validation and test
+
+DOCUMENTS = {  # text of documents, which a hash divides into splits and an end-of-text token divides in them
+    "fineweb_edu": "engine.data.fineweb_edu",
+    "imdb_text": "engine.data.imdb_text",
+}
+
+TEXTS = {**DATASETS, **DOCUMENTS}  # what a language model learns from
 
 LABELLED = {  # rows of a text and a label
     "ag_news": "engine.data.ag_news",
@@ -37,3 +45,5 @@ PADDED = (
     "hashed_words",
     "frequent_words",
 )  # tokenizers whose id 0 is padding: those of labelled rows, and only theirs
+
+SEPARATING = ("bpe", "gpt2")  # tokenizers that have an end-of-text token, which documents need

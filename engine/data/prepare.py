@@ -2,11 +2,11 @@
 
     python -m engine.data.prepare FILE.toml
 
-A token directory holds train.bin, validation.bin and test.bin (flat arrays of uint16 or uint32),
-tokenizer.json and meta.json; of labelled rows also where each row ends and its label: <split>.ends.bin (int64) and
-<split>.labels.bin (int32). It appears whole or not at all. This module must not change the text: it may only cut
-training text at max_train_bytes, and it refuses splits that overlap; rows are split in engine/data/labelled.py. It
-imports no torch.
+A token directory holds train.bin, validation.bin and test.bin (flat arrays of uint16 or uint32; of documents in
+shards where they are large, engine/data/tokenfiles.py), tokenizer.json and meta.json; of labelled rows also where
+each row ends and its label: <split>.ends.bin (int64) and <split>.labels.bin (int32). It appears whole or not at all.
+This module must not change the text: it may only cut training text at max_train_bytes, and it refuses splits that
+overlap; rows are split in engine/data/labelled.py, documents in engine/data/documents.py. It imports no torch.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ import numpy as np
 
 from engine.config import Data
 from engine.config import load as load_config
-from engine.data import DATASETS, LABELLED, TOKENIZERS, labelled
+from engine.data import DATASETS, DOCUMENTS, LABELLED, TOKENIZERS, documents, labelled
 from engine.data.examples import Examples
+from engine.data.tokenfiles import TokenFiles
 from engine.errors import ConfigError, command
 
 SPLITS = labelled.SPLITS
@@ -47,9 +48,9 @@ class Tokens:
     """An opened token directory, read-only memory maps: arrays of shape (tokens,), or Examples of labelled rows."""
 
     meta: dict
-    train: np.ndarray | Examples
-    validation: np.ndarray | Examples
-    test: np.ndarray | Examples
+    train: np.ndarray | TokenFiles | Examples
+    validation: np.ndarray | TokenFiles | Examples
+    test: np.ndarray | TokenFiles | Examples
     directory: Path
 
     def sha256(self, split: str) -> str:
@@ -71,13 +72,7 @@ def prepare(settings, directory: str | Path) -> dict:
         and (not directory.is_dir() or any(directory.iterdir()))
     ):
         raise ConfigError(f"{directory} exists and is not a token directory; it was left as it is")
-    if settings.dataset in LABELLED:
-        content = labelled.load(settings)
-        train_text = content.training_text()
-    else:
-        content = source_texts(settings)
-        train_text = content["train"]
-    tokenizer = _tokenizer_class(settings.tokenizer).build(train_text, settings)
+    content, tokenizer = _content(settings)
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # a killed process with the same id may have left one
     partial.mkdir(parents=True)
@@ -87,6 +82,19 @@ def prepare(settings, directory: str | Path) -> dict:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return meta
+
+
+def _content(settings):
+    """What is to be tokenized, and the tokenizer, of which the vocabulary comes from the training text."""
+    cls = _tokenizer_class(settings.tokenizer)
+    if settings.dataset in LABELLED:
+        content = labelled.load(settings)
+        return content, cls.build(content.training_text(), settings)
+    if settings.dataset in DOCUMENTS:
+        content = documents.load(settings)
+        return content, cls.build_for_documents(documents.training_documents(content, settings), settings)
+    content = source_texts(settings)
+    return content, cls.build(content["train"], settings)
 
 
 def source_texts(settings) -> dict[str, str]:
@@ -165,6 +173,10 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
 def _files(directory: Path, meta: dict, split: str):
     """(path, type, what meta says how many there are, what digest they have) of a split's files."""
     facts = meta["splits"][split]
+    if _kind(meta) == "documents":
+        for one in facts["shards"]:
+            yield directory / one["file"], np.dtype(meta["dtype"]), one["tokens"], one["sha256"]
+        return
     for suffix, (kind, count, digest) in FILES[_kind(meta)].items():
         yield directory / f"{split}{suffix}.bin", np.dtype(kind or meta["dtype"]), facts[count], facts[digest]
 
@@ -185,12 +197,14 @@ def _damage(directory: Path, meta: dict, verify: bool) -> list[str]:
     return problems
 
 
-def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | Examples:
+def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | TokenFiles | Examples:
     maps = [
         np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)
         for path, dtype, count, _ in _files(directory, meta, split)
     ]
-    return Examples(*maps) if _kind(meta) == "labelled" else maps[0]
+    if _kind(meta) == "labelled":
+        return Examples(*maps)
+    return TokenFiles(maps) if len(maps) > 1 else maps[0]
 
 
 def load_tokenizer(directory: str | Path):
@@ -207,6 +221,8 @@ def _write(settings, content, tokenizer, directory: Path) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
     if settings.dataset in LABELLED:
         facts = labelled.write(content, settings, tokenizer, dtype, directory)
+    elif settings.dataset in DOCUMENTS:
+        facts = documents.write(content, settings, tokenizer, dtype, directory)
     else:
         splits = {s: _write_text(content[s], tokenizer, dtype, directory / f"{s}.bin") for s in SPLITS}
         facts = {"kind": "text", "splits": splits}

@@ -9,17 +9,17 @@ import json
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from engine.data.textdir import read_files
+from engine.data import gpt2_files
 from engine.errors import ConfigError
 
 FILENAME = "tokenizer.json"
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+END_OF_TEXT = "<|endoftext|>"  # stands between documents
 
 
 class Tokenizer(ABC):
@@ -186,23 +186,26 @@ class Bpe(Tokenizer):
 
     @classmethod
     def build(cls, train_text: str, settings) -> "Bpe":
-        from tokenizers import models, pre_tokenizers, trainers
+        return cls(_trained(_chunks(train_text), settings.vocab_size, settings.vocab_size))
 
-        trainer = trainers.BpeTrainer(
-            vocab_size=settings.vocab_size,
-            show_progress=False,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        )
-        model = _byte_level(models.BPE())
-        model.train_from_iterator(_chunks(train_text), trainer)
-        built = cls(model)
-        if built.vocabulary_size != settings.vocab_size:
-            raise ConfigError(
-                f"vocab_size = {settings.vocab_size}: this training text gives a byte-pair "
-                f"vocabulary of {built.vocabulary_size}; set vocab_size to that, or use more "
-                "text"
-            )
-        return built
+    @classmethod
+    def build_for_documents(cls, documents: Iterable[str], settings) -> "Bpe":
+        """The same with an end-of-text token, the last id, which no text encodes to; as in GPT-2's vocabulary."""
+        from tokenizers import models
+
+        model = _trained(documents, settings.vocab_size - 1, settings.vocab_size)
+        bpe = json.loads(model.to_str())["model"]
+        vocabulary = bpe["vocab"] | {END_OF_TEXT: len(bpe["vocab"])}
+        return cls(_byte_level(models.BPE(vocabulary, [tuple(pair) for pair in bpe["merges"]])))
+
+    @property
+    def separator_id(self) -> int:
+        """The id of the token between documents."""
+        return self.model.token_to_id(END_OF_TEXT)
+
+    def encode_documents(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """The ids of each text, uint32 of shape (tokens,), encoded on all cores."""
+        return (np.array(one.ids, dtype=np.uint32) for one in self.model.encode_batch_fast(texts))
 
     def encode_counted(self, text: str) -> tuple[np.ndarray, int]:
         # One string of a whole data set would hold every token's offsets at once.
@@ -228,26 +231,18 @@ class Gpt2(Bpe):
     Text is taken as it is: '<|endoftext|>' written in it is ordinary characters, not the special token.
     """
 
-    SHA256: ClassVar[dict[str, str]] = {
-        "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-        "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    }
-
     @classmethod
     def build(cls, train_text: str, settings) -> "Gpt2":
-        if not settings.tokenizer_dir:
-            raise ConfigError(
-                "tokenizer=gpt2 needs the directory that holds GPT-2's encoder.json and "
-                "vocab.bpe (or the same names with .xz): -S tokenizer_dir=DIRECTORY; they are "
-                "the vocab.json and merges.txt of openai-community/gpt2"
-            )
         from tokenizers import models
 
-        names = {name: name for name in cls.SHA256}
-        files = read_files("tokenizer_dir", settings.tokenizer_dir, names, cls.SHA256)
+        files = gpt2_files.read(settings.tokenizer_dir)
         lines = files["vocab.bpe"].split("\n")[1:]  # the first line is a version
         merges = [tuple(line.split(" ")) for line in lines if line]
         return cls(_byte_level(models.BPE(json.loads(files["encoder.json"]), merges)))
+
+    @classmethod
+    def build_for_documents(cls, documents: Iterable[str], settings) -> "Gpt2":
+        return cls.build("", settings)
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -258,6 +253,25 @@ def _lines(text: str) -> list[str]:
     """The lines of `text`; a final line counts whether or not it ends with a newline."""
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def _trained(texts: Iterable[str], size: int, asked: int):
+    """The library's byte-level tokenizer with a vocabulary of `size`, of the `asked` in the settings."""
+    from tokenizers import models, pre_tokenizers, trainers
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    model = _byte_level(models.BPE())
+    model.train_from_iterator(texts, trainer)
+    if (found := model.get_vocab_size() + asked - size) != asked:
+        raise ConfigError(
+            f"vocab_size = {asked}: this training text gives a byte-pair vocabulary of {found}; set vocab_size to "
+            "that, or use more text"
+        )
+    return model
 
 
 def _byte_level(bpe):

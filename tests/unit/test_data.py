@@ -15,6 +15,7 @@ import pytest
 from engine.config import Data
 from engine.data import (
     DATASETS,
+    DOCUMENTS,
     LABELLED,
     TOKENIZERS,
     prepare,
@@ -57,7 +58,9 @@ def text_settings(tmp_path):
 # --- registries and imports
 
 
-@pytest.mark.parametrize("entry", [*DATASETS.values(), *LABELLED.values(), *TOKENIZERS.values()])
+@pytest.mark.parametrize(
+    "entry", [*DATASETS.values(), *DOCUMENTS.values(), *LABELLED.values(), *TOKENIZERS.values()]
+)
 def test_every_registered_name_exists(entry):
     module, _, attribute = entry.partition(":")
     found = importlib.import_module(module)
@@ -301,7 +304,11 @@ def test_gpt2_gives_the_published_ids(tmp_path):
     assert made.decode(made.encode(SAMPLE)) == SAMPLE
 
 
-def test_gpt2_asks_for_its_files(tmp_path):
+def test_gpt2_asks_for_its_files(tmp_path, monkeypatch):
+    def no_network(*_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
     with pytest.raises(ConfigError, match="-S tokenizer_dir=DIRECTORY"):
         tokenizers.Gpt2.build("", settings(tokenizer="gpt2"))
     with pytest.raises(ConfigError, match=r"2 problems in tokenizer_dir=(?s:.*)vocab\.bpe is missing"):

@@ -324,3 +324,94 @@ def test_events_and_counts_are_shown(results):
     assert of(study).counts == said
     assert f"sgd: {', '.join(f'{n} {what}' for what, n in said.items())}" in words.footnotes(study)
     assert of(study, "adamw").counts == {"resumes": 3}
+
+
+# --- budgets of their own, and what must be alike
+
+
+def test_a_budget_of_its_own_is_labelled_and_never_ranked(tmp_path):
+    results = write_study(tmp_path, own_budget=["sgd"])
+    for seed in SEEDS:
+        path = results / f"sgd-{seed}" / "steps.csv"
+        path.write_text(path.read_text().replace("300,1228800,", "300,1486848,"))
+        change(results / f"sgd-{seed}" / "metrics.json", tokens=1_486_848)
+    study = summarized(results)
+    run, said = of(study), "had 1,486,848 tokens, the baseline 1,228,800"
+    assert run.status == "own budget" and run.own_budget == (said,) and run.not_comparable == ()
+    assert run.comparison is None and set(run.ratios.values()) == {None} and run not in study.comparable
+    assert run.estimates["test_loss"] is not None  # its numbers are shown
+    assert of(study, "adamw-checkpointing").status == "identical"
+    assert f"sgd: own budget, not ranked: {said}" in words.footnotes(study)
+    assert "sgd had a budget of its own" in words.headline(study)
+    assert "sgd had a budget of its own and is not ranked" in words.verdict_sentence(study, run)
+    assert frames.dvc_metrics(run, "test_loss")["verdict"] == "own budget"
+    row = frames.table_frame(study).filter(pl.col("run") == "sgd").row(0, named=True)
+    assert (row["verdict"], row["own_budget"], row["difference"]) == ("own budget", said, None)
+    assert "own budget" in report.html(study)
+
+
+def test_a_budget_of_its_own_excuses_nothing_else(tmp_path):
+    results = write_study(tmp_path, own_budget=["sgd"])
+    change(results / "sgd-2" / "metrics.json", evaluation_sha256="f" * 64)
+    run = of(summarized(results))
+    assert run.status == "not comparable"
+    assert run.not_comparable == (
+        "was scored on other validation tokens or windows than the baseline (seed 2)",
+    )
+
+
+def decays(results, run, in_effect, agrees=True):
+    entry = {"what": "weight_decay", "requested": "0.1 of matrices, 0 of vectors", "in_effect": in_effect}
+    for seed in SEEDS:
+        write_json(
+            results / f"{run}-{seed}" / "ledger.json", {"entries": [entry | {"how": "", "agrees": agrees}]}
+        )
+
+
+@pytest.mark.parametrize(
+    ("in_effect", "reason"),
+    [
+        ("0 of matrices, 0 of vectors", "weight decay in effect is 0 of matrices, the baseline's 0.1"),
+        ("0.1 of matrices, 0.1 of vectors", "weight decay in effect is 0.1 of vectors, the baseline's 0"),
+        (
+            "0 of matrices, 0.1 of matrices, 0 of vectors",
+            "weight decay in effect is 0 and 0.1 of matrices, the baseline's 0.1",
+        ),
+    ],
+)
+def test_unequal_decay_groups_are_named(results, in_effect, reason):
+    """As in the original: one optimizer had none at all, another decayed biases and norms too."""
+    for run in ("adamw", "adamw-checkpointing"):
+        decays(results, run, "0.1 of matrices, 0 of vectors")
+    decays(results, "sgd", in_effect)
+    assert_not_ranked(summarized(results), f"{reason}, and the study sets it for neither")
+
+
+def test_decay_that_the_study_sets_and_that_of_muons_matrices_may_differ(tmp_path):
+    runs = {"adamw": {}, "adamw-checkpointing": {"weight_decay": 0.0}, "sgd": {"optimizer": "muon"}}
+    results = write_study(tmp_path, runs=runs)
+    decays(results, "adamw", "0.1 of matrices, 0 of vectors")
+    decays(results, "adamw-checkpointing", "0 of matrices, 0 of vectors")
+    decays(results, "sgd", "0.1 of embeddings, 0.01 of matrices, 0 of vectors")
+    assert [run.not_comparable for run in summarized(results).runs] == [(), (), ()]
+
+
+def test_unequal_clipping_is_named_unless_the_study_sets_it(tmp_path):
+    results = write_study(tmp_path)
+    for run, norm in (("adamw", "1.0"), ("adamw-checkpointing", "1.0"), ("sgd", "0.0")):
+        configure(results, run, "batch_size = 32", f"batch_size = 32\nclip_norm = {norm}")
+    reason = "clip_norm 0.0, the baseline's 1.0, and the study sets it for neither"
+    assert_not_ranked(summarized(results), reason)
+    plan = results / "configs" / "study.json"
+    runs = {"adamw": {}, "adamw-checkpointing": {}, "sgd": {"clip_norm": 0.0}}
+    change(plan, runs=runs)
+    assert of(summarized(results)).not_comparable == ()
+
+
+def test_other_tokens_of_the_same_number_are_named(results):
+    """Random ones, say, where the data were missing."""
+    for run, digest in (("adamw", "a" * 64), ("adamw-checkpointing", "a" * 64), ("sgd", "b" * 64)):
+        for seed in SEEDS:
+            change(results / f"{run}-{seed}" / "metrics.json", train_sha256=digest)
+    reason = "was trained on other tokens (sha256 bbbbbbbbbbbb) than the baseline (aaaaaaaaaaaa)"
+    assert_not_ranked(summarized(results), reason)

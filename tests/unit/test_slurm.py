@@ -141,7 +141,7 @@ def test_nothing_is_submitted_without_tokens(lab):
 def test_a_run_that_diverged_does_not_hold_up_the_others_and_one_that_failed_does(lab, says, status):
     assert slurm().returncode == 0
     python = lab / "bin/python"
-    python.write_text("#!/bin/bash\n[ $1 = -m ] && exit 3 || exit 0\n", encoding="utf-8")
+    python.write_text('#!/bin/bash\n[ "$2" = engine.train ] && exit 3 || exit 0\n', encoding="utf-8")
     python.chmod(0o755)
     Path("slurm/scaling/one-1_77.out").write_text(says, encoding="utf-8")
     environment = {**os.environ, "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "a"}
@@ -163,3 +163,10 @@ def test_mistakes_are_named(lab):
     Path("results/scaling/configs/study.json").unlink()
     done = slurm()
     assert done.returncode == 2 and "no study.json; plan it first: python -m stages.plan" in done.stderr
+
+
+def test_a_run_whose_checklist_fails_is_not_trained(lab):
+    assert slurm().returncode == 0
+    text = Path("slurm/scaling/one-1.sh").read_text(encoding="utf-8")
+    check = "python -m stages.checklist results/scaling/configs/one-1.toml || exit 2\n"
+    assert check in text and text.index(check) < text.index("engine.train")

@@ -71,7 +71,7 @@ def test_an_inherited_setting_reaches_only_the_runs_in_which_it_has_an_effect(tm
         (
             "+runs.sgd.steps=90",
             "runs.sgd: is given 184,320 tokens, the baseline adamw 204,800, and the study compares at equal tokens "
-            "(axis = 'tokens'); change its steps, or the axis",
+            "(axis = 'tokens'); change its steps, or the axis, or list it in own_budget, which shows it apart",
         ),
     ],
 )
@@ -144,6 +144,7 @@ def scaled(tmp_path, *overrides: str, **changes) -> dict:
     """The quickstart's settings with runs in one and two processes; `changes` replace keys of the study."""
     params = composed(tmp_path / "params.yaml", "study=quickstart", *overrides)
     base = {"baseline": "small_1", "runs": SCALED, "frozen": [], "scaling_probe_steps": 5}
+    base["selected"] = list(SCALED)
     return params | base | {"scaling": PAIRS, "criteria": CRITERIA} | changes
 
 

@@ -1,0 +1,53 @@
+"""FineWeb-Edu: educational pages of the web (Penedo et al. 2024, arXiv:2406.17557), its sample of ten billion tokens.
+
+By name it is streamed, and no more is fetched than max_train_bytes asks for. A directory holds some of the parquet
+files of the sample, which are read in the order of their names; other files of documents in a column `text` will do.
+Licence: ODC-By 1.0. It must not choose or change documents: splits are by hash, in engine/data/documents.py.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.data.documents import Source
+from engine.data.parquet import column
+from engine.errors import ConfigError
+
+NAME = "FineWeb-Edu"
+HUB, CONFIG = "HuggingFaceFW/fineweb-edu", "sample-10BT"
+COLUMN = "text"
+
+
+def load(settings) -> Source:
+    """The documents of settings.data_dir or, when that is empty, by name through `datasets`.
+
+    Raises ConfigError when there is no parquet file or nothing can be fetched.
+    """
+    if not settings.data_dir:
+        return Source(_fetch, {"name": f"{HUB}, {CONFIG}"})
+    files = sorted(Path(settings.data_dir).expanduser().glob("*.parquet"))
+    if not files:
+        raise ConfigError("there is no .parquet file", where=f"data_dir={settings.data_dir}")
+    return Source(
+        lambda: (text for file in files for text in column(file, COLUMN)),
+        {"sha256_files": {file.name: _sha256(file) for file in files}},
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch() -> Iterator[str]:
+    try:
+        import datasets
+
+        for row in datasets.load_dataset(HUB, CONFIG, split="train", streaming=True):
+            yield row[COLUMN]
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise ConfigError(
+            f"dataset=fineweb_edu could not be fetched by name ({HUB}, {CONFIG}): {type(error).__name__}: {error}. "
+            "Either run it where there is a network, or put parquet files of its sample into a directory and set "
+            "-S data_dir=DIRECTORY; where there is neither, dataset=imdb_text stands in for it"
+        ) from error

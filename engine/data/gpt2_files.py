@@ -1,0 +1,48 @@
+"""The two files of GPT-2's byte-pair encoding (modified MIT): from a directory, or by name. Only the known bytes."""
+
+import hashlib
+from pathlib import Path
+
+from engine.data.textdir import read_files
+from engine.errors import ConfigError
+
+HUB = "openai-community/gpt2"
+AT_HUB = {
+    "encoder.json": "vocab.json",
+    "vocab.bpe": "merges.txt",
+}  # OpenAI's names, and the hub's of the same
+SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+
+def read(directory: str) -> dict[str, str]:
+    """The text of both by OpenAI's names; an empty `directory`: by name from the hub.
+
+    Raises ConfigError when they are missing, cannot be fetched or are not the known ones.
+    """
+    if directory:
+        return read_files("tokenizer_dir", directory, {name: name for name in SHA256}, SHA256)
+    contents = {name: _fetch(other) for name, other in AT_HUB.items()}
+    wrong = [
+        f"{AT_HUB[name]}: wrong sha256: expected {SHA256[name]}, found {found}"
+        for name, content in contents.items()
+        if (found := hashlib.sha256(content).hexdigest()) != SHA256[name]
+    ]
+    if wrong:
+        raise ConfigError(wrong, where=f"{HUB} as fetched")
+    return {name: content.decode("utf-8") for name, content in contents.items()}
+
+
+def _fetch(name: str) -> bytes:
+    try:
+        import huggingface_hub  # comes with `datasets`
+
+        return Path(huggingface_hub.hf_hub_download(HUB, name)).read_bytes()
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise ConfigError(
+            f"tokenizer=gpt2 could not be fetched by name ({HUB}): {type(error).__name__}: {error}. Either run it "
+            "where there is a network, or put GPT-2's encoder.json and vocab.bpe (or the same names with .xz; they "
+            f"are the vocab.json and merges.txt of {HUB}) into a directory and set -S tokenizer_dir=DIRECTORY"
+        ) from error

@@ -1,0 +1,307 @@
+"""How the runs of a study got where they are: perplexity on the way, at equal seconds, and the time to a fixed loss.
+
+From the evaluations during training alone; a loss is looked at where it was evaluated, never between. Seconds are of
+training, without compiling and evaluating. What a pruned run had before it was at its target sparsity is never its
+best, nor counts for a target. Must not read or write files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import polars as pl
+
+from metrics import statistics
+from metrics.epochs import by_seed, seconds_until
+from metrics.rows import Results, RunSeed
+from metrics.statistics import Comparison, Estimate, Ratio
+from metrics.summary import Summary
+
+LAST = 10  # evaluations whose scatter says how stable a run ends
+FEWEST = 3  # evaluations that have a scatter
+
+
+@dataclass(frozen=True)
+class Course:
+    """Validation perplexity of one run, means over seeds; None where it was not evaluated."""
+
+    run: str
+    at: dict[int, Estimate | None]  # after so many steps
+    best: Estimate | None
+    last: Estimate | None
+    gain: Estimate | None  # best less first: negative, where training helped
+    scatter: Estimate | None  # standard deviation of the last evaluations
+    degradation: Estimate | None  # last over best, less 1
+
+
+@dataclass(frozen=True)
+class AtEqualSeconds:
+    """One run when the quickest has ended."""
+
+    run: str
+    seconds: Estimate | None  # of training, whole run
+    limit: Estimate | None  # of training, when it is looked at
+    loss: Estimate | None  # validation loss at the last evaluation until then
+    comparison: Comparison | None  # with the baseline's; None of the baseline itself
+
+
+@dataclass(frozen=True)
+class ToTarget:
+    """When one run's validation loss was first at or below a target."""
+
+    run: str
+    target: float
+    reached: int  # seeds
+    seeds: int
+    tokens: Estimate | None = None
+    seconds: Estimate | None = None
+    tokens_ratio: Ratio | None = None  # to the baseline's, over seeds in which both reached it
+    seconds_ratio: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """Evaluations of one run and seed, by step."""
+
+    steps: list[int]  # steps done
+    losses: list[float]
+    tokens: list[int]
+    seconds: list[float]  # of training until then
+    counts: list[bool]  # whether it may be the run's best
+    ended: float  # seconds of training in all
+
+    @property
+    def counted(self) -> list[float]:
+        """The losses that may be the run's best."""
+        return [loss for loss, counts in zip(self.losses, self.counts, strict=True) if counts]
+
+
+def _at_target(one: RunSeed, steps: list[int]) -> list[bool]:
+    """Whether the weights were as sparse as they were to become, after so many steps; always of a run that is dense.
+
+    The ramp ends where the hold begins; whether sparsity as measured was there at all, metrics.json says.
+    """
+    if one.config.get("pruning", "none") == "none":
+        return [True] * len(steps)
+    reached = one.metrics.get("best_val_loss_at_target") is not None
+    first = one.config["steps"] - one.config.get("pruning_hold", 0)
+    return [reached and step >= first for step in steps]
+
+
+def _seeds(results: Results, run: str) -> dict[int, _Seed]:
+    """seed → its evaluations."""
+    evals, steps = by_seed(results.evals), by_seed(results.steps)
+    found = {}
+    for one in results.of(run):
+        if one.state == "complete" and (run, one.seed) in evals:
+            rows, own = evals[run, one.seed], steps[run, one.seed]
+            seconds = [seconds_until(own, step) for step in rows["step"].to_list()]
+            done = [step + 1 for step in rows["step"].to_list()]
+            found[one.seed] = _Seed(
+                done,
+                rows["val_loss"].to_list(),
+                rows["tokens_seen"].to_list(),
+                seconds,
+                _at_target(one, done),
+                seconds_until(own, own["step"].max()),
+            )
+    return found
+
+
+def _mean(values: list[float | None]) -> Estimate | None:
+    """Over seeds; None unless all have it."""
+    known = [value for value in values if value is not None]
+    return statistics.mean_interval(known) if known and len(known) == len(values) else None
+
+
+def perplexity(loss: float) -> float:
+    """Not capped; infinite where a number cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf  # noqa: PLR2004
+
+
+def courses(summary: Summary) -> list[Course]:
+    """A row a run that has evaluations, in the study's order; none of classifiers, which have no perplexity."""
+    if summary.labelled:
+        return []
+    rows = []
+    for run in summary.complete:
+        seeds = list(_seeds(summary.results, run.run).values())
+        values = [[perplexity(loss) for loss in one.losses] for one in seeds]
+        best = [min(map(perplexity, one.counted), default=None) for one in seeds]
+        at = {
+            step: _mean([_at(one.steps, own, step) for one, own in zip(seeds, values, strict=True)])
+            for step in summary.results.study.perplexity_at
+        }
+        rows.append(
+            Course(
+                run.run,
+                at,
+                _mean(best),
+                _mean([own[-1] for own in values]),
+                _mean([least and least - own[0] for least, own in zip(best, values, strict=True)]),
+                _mean([_scatter(own) for own in values]),
+                _mean([_degradation(least, own[-1]) for least, own in zip(best, values, strict=True)]),
+            )
+        )
+    return rows
+
+
+def _at(steps: list[int], values: list[float], step: int) -> float | None:
+    return values[steps.index(step)] if step in steps else None
+
+
+def _degradation(best: float | None, last: float) -> float | None:
+    return last / best - 1 if best is not None and math.isfinite(last) else None
+
+
+def _scatter(values: list[float]) -> float | None:
+    """Standard deviation of the last evaluations, as a sample's."""
+    last = values[-LAST:]
+    if len(last) < FEWEST or not all(map(math.isfinite, last)):
+        return None
+    mean = sum(last) / len(last)
+    return math.sqrt(sum((value - mean) ** 2 for value in last) / (len(last) - 1))
+
+
+def at_equal_seconds(summary: Summary) -> list[AtEqualSeconds]:
+    """Every run whose costs compare, when the quickest of them has ended, seed by seed; in the study's order."""
+    runs = [run.run for run in summary.comparable if not run.costs_not_comparable]
+    seeds = {run: _seeds(summary.results, run) for run in runs}
+    shared = set.intersection(*(set(own) for own in seeds.values())) if seeds else set()
+    limits = {seed: min(own[seed].ended for own in seeds.values()) for seed in sorted(shared)}
+    losses = {
+        run: {
+            seed: loss
+            for seed, limit in limits.items()
+            if (loss := _until(own[seed], limit)) is not None and math.isfinite(loss)
+        }
+        for run, own in seeds.items()
+    }
+    baseline = summary.results.study.baseline
+    if not limits or not losses.get(baseline):
+        return []
+    comparisons = statistics.compare(losses, baseline, "lower")
+    return [
+        AtEqualSeconds(
+            run,
+            _mean([own[seed].ended for seed in limits]),
+            _mean(list(limits.values())),
+            _mean([losses[run].get(seed) for seed in limits]),
+            comparisons.get(run),
+        )
+        for run, own in seeds.items()
+    ]
+
+
+def _until(one: _Seed, limit: float) -> float | None:
+    """The loss at the last evaluation that was over by then, if it counts."""
+    rows = zip(one.losses, one.counts, one.seconds, strict=True)
+    there = [(loss, counts) for loss, counts, seconds in rows if seconds <= limit * (1 + 1e-9)]
+    return there[-1][0] if there and there[-1][1] else None
+
+
+def to_targets(summary: Summary) -> list[ToTarget]:
+    """For each of the study's targets a row a comparable run; ratios of seconds where costs compare."""
+    rows, baseline = [], summary.results.study.baseline
+    seeds = {run.run: _seeds(summary.results, run.run) for run in summary.comparable}
+    costed = {run.run for run in summary.comparable if not run.costs_not_comparable}
+    for target in summary.results.study.targets:
+        found = {run: _first(own, target) for run, own in seeds.items()}
+        base = found.get(baseline, {})
+        for run, own in found.items():
+            tokens, seconds = ({seed: one[i] for seed, one in own.items()} for i in range(2))
+            its_tokens, its_seconds = ({seed: one[i] for seed, one in base.items()} for i in range(2))
+            is_base = run == baseline
+            rows.append(
+                ToTarget(
+                    run,
+                    target,
+                    len(own),
+                    len(seeds[run]),
+                    _mean(list(tokens.values())) if own else None,
+                    _mean(list(seconds.values())) if own else None,
+                    None if is_base else statistics.paired_ratio(tokens, its_tokens),
+                    None if is_base or run not in costed else statistics.paired_ratio(seconds, its_seconds),
+                )
+            )
+    return rows
+
+
+def seconds_to(summary: Summary, run: str, target: float) -> dict[int, float]:
+    """seed → seconds of training at the first evaluation at or below `target`, of the seeds that got there."""
+    return {seed: seconds for seed, (_, seconds) in _first(_seeds(summary.results, run), target).items()}
+
+
+def _first(seeds: dict[int, _Seed], target: float) -> dict[int, tuple[float, float]]:
+    """seed → tokens and seconds at the first evaluation at or below `target`, of the seeds that got there."""
+    found = {}
+    for seed, one in seeds.items():
+        rows = zip(one.losses, one.tokens, one.seconds, one.counts, strict=True)
+        for loss, tokens, seconds, counts in rows:
+            if counts and loss <= target:
+                found[seed] = float(tokens), seconds
+                break
+    return found
+
+
+def frames(summary: Summary) -> dict[str, pl.DataFrame]:
+    """The tables by the names of their files; empty ones of a study that does not ask for them."""
+    made = {
+        "course.csv": course_frame,
+        "equal_seconds.csv": equal_seconds_frame,
+        "targets.csv": targets_frame,
+    }
+    asked = summary.results.study.follows_course
+    return {name: make(summary) if asked else pl.DataFrame() for name, make in made.items()}
+
+
+def course_frame(summary: Summary) -> pl.DataFrame:
+    """One row a run, unrounded: means and half-widths of what `courses` has."""
+    rows = []
+    for one in courses(summary):
+        named = {f"perplexity_at_{step}": estimate for step, estimate in one.at.items()}
+        named |= {name: getattr(one, name) for name in ("best", "last", "gain", "scatter", "degradation")}
+        row = {"run": one.run}
+        for name, estimate in named.items():
+            row |= {name: estimate and estimate.mean, f"{name}_half_width": estimate and estimate.half_width}
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def equal_seconds_frame(summary: Summary) -> pl.DataFrame:
+    """One row a run, unrounded."""
+    rows = [
+        {
+            "run": one.run,
+            "seconds": one.seconds and one.seconds.mean,
+            "looked_at_seconds": one.limit and one.limit.mean,
+            "val_loss": one.loss and one.loss.mean,
+            "val_loss_half_width": one.loss and one.loss.half_width,
+            "difference": one.comparison and one.comparison.estimate and one.comparison.estimate.mean,
+            "p_holm": one.comparison and one.comparison.p_holm,
+            "verdict": one.comparison.verdict if one.comparison else "baseline",
+        }
+        for one in at_equal_seconds(summary)
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def targets_frame(summary: Summary) -> pl.DataFrame:
+    """One row a run and target, unrounded."""
+    rows = [
+        {
+            "run": one.run,
+            "target": one.target,
+            "reached": one.reached,
+            "seeds": one.seeds,
+            "tokens": one.tokens and one.tokens.mean,
+            "seconds": one.seconds and one.seconds.mean,
+            "seconds_half_width": one.seconds and one.seconds.half_width,
+            "seconds_ratio": one.seconds_ratio and one.seconds_ratio.mean,
+            "seconds_ratio_low": one.seconds_ratio and one.seconds_ratio.low,
+            "seconds_ratio_high": one.seconds_ratio and one.seconds_ratio.high,
+        }
+        for one in to_targets(summary)
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)

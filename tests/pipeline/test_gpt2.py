@@ -1,0 +1,89 @@
+"""The study gpt2 end to end, on made-up documents, at a size that a CPU finishes: checklist, selection, tables."""
+
+import csv
+import json
+import sys
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from sandbox import prose, ran
+
+SMALL = (
+    "study=gpt2",
+    "preset=none",
+    "only=[adamw,bitter3_longer]",
+    "tokenizer=bpe",
+    "vocab_size=300",
+    "max_train_bytes=0",
+    "layers=1",
+    "heads=2",
+    "width=16",
+    "context=16",
+    "residual_precision=fp32",
+    "loss_kernel=full",
+    "gradient_sums=autograd",
+    "eval_precision=fp32",
+    "steps=8",
+    "batch_size=8",
+    "micro_batch_size=4",
+    "warmup_steps=2",
+    "pruning_start=2",
+    "pruning_interval=1",
+    "eval_interval=2",
+    "eval_batch_size=8",
+    "eval_tokens=600",
+    "runs.bitter3_longer.steps=10",
+    "runs.bitter3_longer.pruning_hold=4",
+    "budget=1024",
+    "perplexity_at=[4,8]",
+    "targets=[5.6]",
+    "criteria=[]",
+    "metric=val_loss",  # which needs no stage of its own
+    "seeds=[1]",
+    "expects.steps=8",
+    "+expects.accumulation=2",
+    "+expects.train_tokens_at_least=1000",
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Documents in a parquet file, as FineWeb-Edu has them."""
+    directory = tmp_path_factory.mktemp("pages")
+    parquet.write_table(pa.table({"text": [prose(i, 60) for i in range(200)]}), directory / "000.parquet")
+    return directory
+
+
+def rows(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_two_runs_of_the_study_and_its_checklist(sandbox, pages):
+    chosen = [x for value in (*SMALL, f"data_dir={pages}") for x in ("-S", value)]
+    looked = sandbox.run("dvc", "exp", "run", *chosen, "plan")
+    assert ran(looked) == {"plan"} and "study gpt2, 2 runs × 1 seeds" in looked
+    assert "0 of 2 done; to train: adamw-1, bitter3_longer-1" in looked
+    assert "only 2 of 17 runs" in looked and "the hypothesis is about runs left out" in looked
+    assert not (sandbox.path / "tokens/gpt2").exists()
+
+    output = sandbox.run("dvc", "exp", "run", *chosen, "train")
+    trained = {name for name in ran(output) if name.startswith("train")}
+    assert trained == {"train@1-adamw", "train@1-bitter3_longer"}
+    assert "checklist adamw-1: pass  accumulation" in output and "train_tokens" in output
+    assert "bitter3_longer, seed 1; 1 of 2 done, about" in output
+    results, reports = sandbox.path / "results/gpt2", sandbox.path / "reports/gpt2"
+    kept = json.loads((results / "adamw-1/checklist.json").read_text())
+    assert {one["what"] for one in kept} == {"steps", "accumulation", "train_tokens"}
+    assert all(one["passed"] for one in kept)
+    assert json.loads((sandbox.path / "tokens/gpt2/meta.json").read_text())["kind"] == "documents"
+
+    sandbox.run(sys.executable, "-m", "stages.summarize", "results/gpt2", "reports/gpt2")
+    metrics = json.loads((reports / "metrics/bitter3_longer.json").read_text())
+    assert metrics["verdict"] == "own budget"
+    assert [row["run"] for row in rows(reports / "course.csv")] == ["adamw", "bitter3_longer"]
+    assert float(rows(reports / "course.csv")[0]["perplexity_at_8"]) > 1
+    assert [row["run"] for row in rows(reports / "equal_seconds.csv")] == ["adamw"]
+    assert [row["target"] for row in rows(reports / "targets.csv")] == ["5.6"]
