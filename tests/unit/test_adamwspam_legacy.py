@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from engine_runs import assert_same_weights, column, ledger, read_json, untimed, weights
 
-from engine import optimizers
+from engine import optimizers, plan
 from engine.config import Optimizer, resolve
 from engine.errors import ConfigError
 from engine.guards import step_unless
@@ -354,3 +354,11 @@ def test_offload_is_refused():
     match = "optimizer_offload = true: not with optimizer = 'adamwspam_legacy'"
     with pytest.raises(ConfigError, match=match):
         resolve({"optimizer": "adamwspam_legacy", "optimizer_offload": True}, "test")
+
+
+def test_the_memory_plan_is_what_a_real_run_measures(lab):
+    sizes = {"layers": 2, "heads": 2, "width": 128, "context": 16, "batch_size": 4, "steps": 4}
+    settings = {**sizes, "optimizer": "adamwspam_legacy"}
+    run = lab.train(**settings)
+    planned = plan.estimate(lab.config(**settings), 256, "cpu", 1)
+    assert planned.peak / 2**30 == pytest.approx(read_json(run / "metrics.json")["peak_memory_gib"], rel=0.02)
