@@ -189,3 +189,24 @@ def test_what_cannot_be_measured_is_refused(lab):
         lab.config(attention_sequences=2, tensor_parallel=2)
     with pytest.raises(ConfigError, match="needs 900 × 16 validation tokens, and there are"):
         lab.train(attention_sequences=900)
+
+
+def test_a_resumed_run_has_every_row_once(lab, monkeypatch):
+    from engine.step import Step
+
+    settings = {**RUN, "checkpoint_interval": 3}
+    whole = rows(lab.train(run="whole", **settings) / attention_metrics.FILE)
+    call = Step.__call__
+
+    def stopped(self, step, micro_batches):
+        if step == 4:
+            raise SystemExit(1)
+        return call(self, step, micro_batches)
+
+    monkeypatch.setattr(Step, "__call__", stopped)
+    with pytest.raises(SystemExit, match="1"):
+        lab.train(run="cut", **settings)
+    monkeypatch.setattr(Step, "__call__", call)
+    again = lab.train(run="cut", **settings)
+    assert rows(again / attention_metrics.FILE) == whole and len(whole) == 3
+    assert ledger(again)["attention_sequences"]["agrees"]

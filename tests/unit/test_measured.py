@@ -25,8 +25,8 @@ def setting(home, line: str) -> None:
 
 
 def with_latency(results):
-    """sgd takes twice as long as adamw at 512 tokens and has half its cache; adamw alone measured 1,024."""
-    for run, times, lengths in (("adamw", 1, [512, 1024]), ("sgd", 2, [512])):
+    """sgd takes twice as long as adamw at 512 tokens and has half its cache; each has a length of its own."""
+    for run, times, lengths in (("adamw", 1, [512, 1024]), ("sgd", 2, [512, 2048])):
         for seed in (1, 2, 3):
             home, found = results / f"{run}-{seed}", []
             setting(home, f"latency_lengths = {lengths}")
@@ -85,8 +85,14 @@ def read(results) -> summary.Summary:
 
 def test_latency_is_compared_length_by_length_over_paired_seeds(tmp_path):
     found = latencies.latencies(read(with_latency(write_study(tmp_path))))
-    assert [(one.run, one.length) for one in found] == [("adamw", 512), ("sgd", 512), ("adamw", 1024)]
-    base, other, _ = found
+    assert [(one.run, one.length) for one in found] == [
+        ("adamw", 512),
+        ("sgd", 512),
+        ("adamw", 1024),
+        ("sgd", 2048),
+    ]
+    base, other, _, alone = found
+    assert alone.prefill_ratio is alone.token_ratio is alone.cache_ratio is None
     assert base.figures["prefill_p50_ms"].mean == pytest.approx(5.12 * 2)
     assert base.prefill_ratio is None and other.prefill_ratio.mean == pytest.approx(2)
     assert other.token_ratio.mean == pytest.approx(2) and other.cache_ratio.mean == pytest.approx(0.5)
@@ -205,3 +211,22 @@ def test_a_study_that_measured_none_of_them_says_and_draws_nothing(tmp_path):
     assert attention.over_layers(study.results).is_empty()
     assert not any(name.startswith(("attention_", "device_")) for name in figures.every(study))
     assert "Inference and machine" not in report.html(study) and "latency" not in tables.markdown(study)
+
+
+def test_what_a_run_writes_is_what_is_read(lab, monkeypatch):
+    """A real run's files, by the reader of results."""
+    monkeypatch.setattr("engine.rules.SHORTEST_INTERVAL", 0.0)
+    monkeypatch.setattr("engine.latency.RUNS", 2)
+    home = lab.train(attention_sequences=2, monitor_interval=0.002, latency_lengths=[8, 16], steps=30)
+    config = {"latency_lengths": [8, 16]}
+    one = rows.RunSeed("run", 1, "complete", metrics=json.loads((home / "metrics.json").read_text()))
+    read_table = {columns: rows._rows(home.parent, one, name, columns) for name, columns in FILES.items()}
+    assert read_table[rows.ATTENTION_COLUMNS]["entropy_1"].is_finite().all()
+    device = read_table[rows.DEVICE_COLUMNS]
+    assert device.columns == ["run", "seed", *rows.DEVICE_COLUMNS] and device.height > 0
+    assert device["power_watts"].null_count() == device.height and device["process_memory_gib"].min() > 0
+    found = rows._latency(home / "latency.json", config)
+    assert [one["length"] for one in found] == [8, 16] and set(found[0]) == set(rows.LATENCY_KEYS)
+
+
+FILES = {"attention.csv": rows.ATTENTION_COLUMNS, "device.csv": rows.DEVICE_COLUMNS}
