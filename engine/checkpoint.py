@@ -28,6 +28,7 @@ ROWS = (
     "events.jsonl",
     "samples.jsonl",
     "noise_scale.csv",
+    "sparsity.csv",
 )  # what the run directory must hold again after a restart
 
 

@@ -80,6 +80,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.profiler.lines(),
         *run.lengths.lines(),
         *run.curriculum.lines(),
+        *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),
         *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),

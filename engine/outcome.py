@@ -14,7 +14,9 @@ def diverged(run, end: Diverged) -> None:
     if run.ranks.is_first:
         run.recorder.flush()
         run.noise.write(run.directory)
-        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory)):
+        run.sparsity.write(run.directory)
+        more = (*run.noise.tables(run.directory), *run.sparsity.tables(run.directory))
+        for table in (run.recorder.table, run.evals, *more):
             table.cut(end.step)
         rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}
@@ -34,8 +36,10 @@ def complete(run) -> None:
     data_order = run.shards.drawn.digest(drawn, run.tokens.sha256("train"))
     with run.average.in_place():
         _save_model(run)
+        run.sparsity.finish()
     if run.ranks.is_first:
         run.noise.write(run.directory)
+        run.sparsity.write(run.directory)
         metrics = _summary(run, data_order)
     run.ledger += scaling.probe(run)
     if run.ranks.is_first:
@@ -66,6 +70,7 @@ def _summary(run, data_order: str) -> dict:
         "tokens": tokens,
         "train_loss": sum(last) / len(last),
         **_validation(run, evals),
+        **run.sparsity.figures(run.directory, run.evals.read(), run.parameter_count),
         **evaluated(
             run.config,
             run.tokens.validation,

@@ -6,6 +6,7 @@ Like engine/config.py it imports no torch, reads neither environment nor hardwar
 from collections.abc import Collection
 
 from engine.data import DATASETS, LABELLED, PADDED, TOKENIZERS
+from engine.pruning import rules as pruning
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
@@ -23,6 +24,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_steps(config),
         *_lengths(config),
         *_curriculum(config),
+        *pruning.checks(config),
         *_memory(config),
         *_gradient_sums(config),
         *_evaluation(config),

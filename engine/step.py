@@ -11,6 +11,7 @@ from engine.data.batches import IGNORED
 from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
 from engine.profiling import part
+from engine.pruning.masks import Pruner
 from engine.schedule import of_step
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,6 +32,7 @@ class Step:
         guards: Guards = Guards(),  # noqa: B008  frozen
         keep_gradients: bool = False,
         gradient_norm_layers: tuple[int, ...] = (),
+        pruner: Pruner | None = None,
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
@@ -46,6 +48,7 @@ class Step:
         )
         self.guard = Guard(guards, ranks.device, scaled=training.precision == "fp16")
         self.block_norms = BlockNorms(parallel.unwrapped(model), gradient_norm_layers, ranks)
+        self.pruner, self.ranked = pruner, False  # whether weights were ranked in the newest step
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
 
     @property
@@ -107,6 +110,8 @@ class Step:
             self._forward_backward(inputs, targets, scale * self.loss_factor / count)
         if self.sums:
             self.sums.exchange()
+        if self.pruner:
+            self.pruner.mask_gradients()
         norm = titan.clip_gradients(self.parameters, 0)
         self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
         return norm / scale
@@ -127,18 +132,24 @@ class Step:
         """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own."""
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
+        if self.pruner:
+            self.pruner.mask_gradients()
         squares = self.block_norms.squares()
         return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
 
     def _update(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         """Apply the gradients, unless the guard is against it, and clear them."""
         refused = self.guard.judge(step, loss, grad_norm) if self.guard.active else None
+        if self.pruner:
+            self.pruner.before_update(grad_norm, refused)
         if self.loss_scale:
             self.loss_scale.step(self.optimizer, grad_norm, refused)
         elif refused is not None:
             step_unless(refused, self.optimizer)
         else:
             self.optimizer.step()
+        if self.pruner:
+            self.ranked = self.pruner.after_update(step)
         self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
 
 

@@ -11,7 +11,10 @@ OPTIMIZERS = {
     "adamw8bit": "engine.optimizers.adamw8bit",
     "sgd": "engine.optimizers.sgd",
     "muon": "engine.optimizers.muon",
+    "adamwprune": "engine.optimizers.adamwprune",
 }
+# Those that keep `exp_avg` and `exp_avg_sq` of every parameter in fp32, which state-based pruning reads.
+ADAM_MOMENTS = ("adamw", "adam", "adamwprune")
 LIBRARIES = {"adamw8bit": "bitsandbytes"}  # optimizer → the library that it needs, beyond torch
 
 
