@@ -25,3 +25,12 @@ def own_part(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     mesh = like.device_mesh
     everywhere = DTensor.from_local(tensor.contiguous(), mesh, [Replicate()] * mesh.ndim, run_check=False)
     return everywhere.redistribute(mesh, like.placements).to_local()
+
+
+def first_row(tensor: torch.Tensor) -> int:
+    """Of a tensor of two dimensions or more, which of its rows this rank's part begins with."""
+    if not hasattr(tensor, "to_local"):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[1][0]

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 import torch.nn as nn
 
+from engine import split
 from engine.errors import ConfigError
 from engine.memory import local
 
@@ -38,12 +39,7 @@ class Prunable:
     def _rows(self) -> int:
         """That this rank has."""
         p = self.parameter
-        if not hasattr(p, "to_local"):
-            return self.shape[0]
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        (rows, _), (first, _) = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-        return min(max(self.shape[0] - first, 0), rows)
+        return min(max(self.shape[0] - split.first_row(p), 0), len(local(p)))
 
 
 def prunable(model: nn.Module, settings) -> list[Prunable]:

@@ -79,7 +79,7 @@ def sgd(x: float, decay: float, s: Optimizer) -> float:
     return x
 
 
-REFERENCES = {"adamw": adamw, "adam": adam, "adamw8bit": adamw, "sgd": sgd}
+REFERENCES = {"adamw": adamw, "adam": adam, "adamw8bit": adamw, "sgd": sgd, "adamwprune": adamw}
 REFERENCES["muon"] = adamw  # of what is no matrix of a block; of those in test_muon.py
 ADAM = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
 
@@ -232,6 +232,7 @@ def disagreeing(found: dict) -> list[str]:
         # Two fp32 moments, and a step count a tensor: 8 + 2·4 / 8,256.
         ("adamw", "fused", "8.00 bytes a parameter"),
         ("adam", "fused", "8.00 bytes a parameter"),
+        ("adamwprune", "fused", "8.00 bytes a parameter"),
         ("sgd", "fused", "4.00 bytes a parameter"),
         # Of 8,192 weights two bytes and two scales a block of 256, of 64 biases two fp32; two maps of 256:
         # (2·8192 + 2·4·32 + 8·64 + 2·1024) / 8256
