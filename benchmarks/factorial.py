@@ -89,6 +89,7 @@ GPU_BLOCKS = GPU | {"compile": "blocks"}
 BY_AUTOGRAD = {"gradient_sums": "autograd"}
 BY_BLOCK = BY_AUTOGRAD | {"compile": "blocks"}  # a gathered block ends a graph
 TWO_SHARDS = {"processes": 2, "data_parallel": "fsdp"}
+STATE = {"pruning": "state", "optimizer": "adamwprune"}
 
 EXPERIMENTS = {
     "cuda": (
@@ -168,6 +169,19 @@ EXPERIMENTS = {
                 "8-bit optimizer": {ON: {"optimizer": "adamw8bit"}},
                 "optimizer in host memory": {ON: {"optimizer_offload": True}},
                 "Python's own garbage collection": {ON: {"gc_interval": 0}},
+            },
+        ),
+        Experiment(
+            "pruning",
+            "What does pruning cost a step: its masks, and ranking all weights?",
+            GPU,
+            {
+                "pruning": {
+                    "masks": STATE | {"pruning_interval": 5},
+                    "masks, movement": {"pruning": "movement", "pruning_interval": 5},
+                    "ranked every step": STATE | {"pruning_interval": 1},
+                    "ranked every step by a sample": STATE | {"pruning_interval": 1, "pruning_sample": 0.02},
+                }
             },
         ),
         Experiment(
