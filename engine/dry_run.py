@@ -156,7 +156,9 @@ class DryRun:
             if self.config.training.average_decay:
                 size = sum(p.untyped_storage().nbytes() for p in parameters)
                 tape.take(size * self.share, ("parameters", "averaged weights"))
-            pruner = Pruner(self.model, self.optimizer, self.config.pruning, steps=self.config.training.steps, seed=0)
+            pruner = Pruner(
+                self.model, self.optimizer, self.config.pruning, steps=self.config.training.steps, seed=0
+            )
             for tensor in pruner.held:
                 tape.relabel(tensor, ("optimizer", "pruning masks"), self.share)
             self._step()

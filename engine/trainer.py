@@ -87,7 +87,7 @@ class Trainer:
         self.flop_parameters = self.task.flop_parameters(parallel.unwrapped(self.model))
         self.optimizer = build_optimizer(self.model, config)
         self.pruner = Pruner(self.model, self.optimizer, config.pruning, steps=t.steps, seed=config.run.seed)
-        self.sparsity = Sparsity(self.pruner)
+        self.sparsity = Sparsity(self.pruner, self.tokens_seen)
         self.step = Step(
             self.model,
             self.optimizer,

@@ -41,6 +41,7 @@ NOISE_COLUMNS = (
     "noise_scale",
     "coherence",
 )
+SPARSITY_COLUMNS = (*COUNT_COLUMNS, "target", "sparsity")
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
 # The same of a classifier.
 LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
@@ -106,8 +107,8 @@ class Results:
     """A study with all its runs and seeds, in the study's order.
 
     Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*,
-    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy) and `noise` (run, seed,
-    NOISE_COLUMNS, of runs that measured it).
+    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy), `noise` (run, seed,
+    NOISE_COLUMNS, of runs that measured it) and `sparsity` (run, seed, SPARSITY_COLUMNS, of runs that prune).
     """
 
     study: Study
@@ -115,6 +116,7 @@ class Results:
     steps: pl.DataFrame
     evals: pl.DataFrame
     noise: pl.DataFrame = field(default_factory=lambda: _concat([], NOISE_COLUMNS))
+    sparsity: pl.DataFrame = field(default_factory=lambda: _concat([], SPARSITY_COLUMNS))
 
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
@@ -148,12 +150,18 @@ def read(directory: Path) -> Results:
         for one in done
         if one.config.get("noise_scale_interval")
     ]
+    sparsity = [
+        _rows(directory, one, "sparsity.csv", SPARSITY_COLUMNS)
+        for one in done
+        if one.config.get("pruning", "none") != "none"
+    ]
     return Results(
         study,
         runs,
         _concat(steps, STEP_COLUMNS),
         _concat(evals, EVAL_COLUMNS),
         _concat(noise, NOISE_COLUMNS),
+        _concat(sparsity, SPARSITY_COLUMNS),
     )
 
 

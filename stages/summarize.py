@@ -22,6 +22,7 @@ from metrics import (
     frames,
     grid_results,
     hypothesis,
+    pruning,
     rows,
     scaling,
     summary,
@@ -57,7 +58,7 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
 def write_tables(reports: Path, study: summary.Summary) -> Path:
     """table.csv, table.md, table.tex and report.html; returns the report's path.
 
-    Also epochs.csv and, of a study that declares any, scaling.csv, criteria.csv and grid.csv.
+    Also epochs.csv and, of a study that has any, scaling.csv, criteria.csv, grid.csv and sparsity.csv.
     """
     frames.table_frame(study).write_csv(reports / "table.csv")
     epochs.csv_frame(study.results).write_csv(reports / "epochs.csv")
@@ -65,6 +66,7 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
         "scaling.csv": scaling.scaling_frame(study),
         "criteria.csv": criteria.criteria_frame(study),
         "grid.csv": grid_results.grid_frame(study),
+        "sparsity.csv": pruning.layers(study.results),
     }
     for name, frame in declared.items():
         (reports / name).unlink(missing_ok=True)  # of what the study declared before

@@ -4,6 +4,7 @@ sparsity.csv has a row whenever weights were ranked and at every evaluation, of 
 that should be zero by then, the share that is, and how many are.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,15 +17,16 @@ from engine.pruning.scores import definition
 from engine.rundir import Table
 
 FILE = "sparsity.csv"
-COLUMNS = ["step", "target", "sparsity", "zeros"]
+COLUMNS = ["step", "tokens_seen", "target", "sparsity", "zeros"]
 SAMPLED_ERROR = 0.005  # of a share: how far a sampled threshold may miss, and still count as at its target
 
 
 class Sparsity:
     """Measures one run. Every rank makes the same calls."""
 
-    def __init__(self, pruner: Pruner):
-        self.pruner = pruner
+    def __init__(self, pruner: Pruner, tokens_seen: Callable[[int], int]):
+        """tokens_seen: of a step, the tokens trained on up to its end."""
+        self.pruner, self._tokens_seen = pruner, tokens_seen
         self.final: dict[str, int] = {}  # zeros of each tensor, when the run is over
         self._rows: dict[int, torch.Tensor] = {}  # step → zeros of each tensor, on the device
 
@@ -46,7 +48,8 @@ class Sparsity:
         for step, zeros in self._rows.items():
             count = int(zeros.sum().item())
             target = sum(p.pruned_counts(step + 1)) / total
-            rows.append({"step": step, "target": target, "sparsity": count / total, "zeros": count})
+            row = {"step": step, "tokens_seen": self._tokens_seen(step), "target": target}
+            rows.append({**row, "sparsity": count / total, "zeros": count})
         self._rows = {}
         if rows:
             Table(directory / FILE, COLUMNS).append(rows)
