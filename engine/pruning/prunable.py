@@ -51,7 +51,6 @@ def prunable(model: nn.Module, settings) -> list[Prunable]:
     rows: dict[nn.Parameter, int] = {m.weight: len(m.weight) for m in model.modules() if _is_linear(m)}
     head = getattr(model, "head_weight", None)
     if head is not None:
-        rows.pop(head, None)
         rows[head] = model.vocabulary_size
     names = {p: _plain(name) for name, p in model.named_parameters()}
     found = [Prunable(names[p], p, (n, p.shape[1])) for p, n in rows.items()]

@@ -140,7 +140,7 @@ class Sparsity:
         )
         error = int(SAMPLED_ERROR * total) if settings.pruning_sample < 1 else 0
         agrees = (
-            abs(pruned - wanted) <= error and zeros >= pruned and outside == 0 and p.applied == due and alike
+            abs(pruned - wanted) <= error and outside == 0 and p.applied == due and alike
         )
         agrees = agrees and p.method == settings.pruning
         in_effect = f"{p.method}, {zeros / total:.4f} of its weights zero"

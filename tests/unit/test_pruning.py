@@ -10,6 +10,7 @@ from engine.guards import step_unless
 from engine.optimizers import adamw, adamwprune, groups
 from engine.pruning.masks import Pruner
 from engine.pruning.prunable import prunable
+from engine.pruning.scores import SCORES
 
 
 class Line(nn.Module):
@@ -93,6 +94,27 @@ def test_state_by_hand_masks_the_moments_too():
     assert state["exp_avg"].tolist() == [pytest.approx([0.9, 0.1, 0.0, 0.0])]
     assert (state["exp_avg_sq"] == 0).tolist() == [[False, False, True, True]]
     assert optimizer.state[model.line.bias]["exp_avg"].item() == pytest.approx(0.1)
+
+
+def test_a_score_is_given_the_count_of_steps_and_the_decay_of_its_own_group(monkeypatch):
+    model, seen = Line([1.0, 2.0]), []
+    optimizer, weight = adam_for(model), model.line.weight
+
+    def noting(parts):
+        seen.append((parts.t.item(), parts.beta1, parts.m_hat.tolist()))
+        return parts.magnitude
+
+    monkeypatch.setitem(SCORES, "bitter8", noting)
+    for group, beta1 in zip(optimizer.param_groups, (0.75, 0.5), strict=True):
+        group["betas"] = (beta1, 0.9)
+    pruner = pruner_of(
+        model, optimizer, steps=3, pruning="state", pruning_score="bitter8", pruning_interval=3
+    )
+    for step in range(3):
+        weight.grad, model.line.bias.grad = torch.ones_like(weight), torch.ones(1)
+        optimizer.step()
+        pruner.after_update(step)
+    assert seen == [(3, 0.75, [pytest.approx([1.0, 1.0])])]  # m̂ of a constant gradient is that gradient
 
 
 def test_without_masked_moments_a_momentum_brings_nothing_back_either():

@@ -8,6 +8,7 @@ from engine_runs import assert_same_weights, events, ledger, read_json, rows, un
 
 from engine import checkpoint, plan
 from engine.config import Pruning
+from engine.guards import Diverged
 from engine.pruning.masks import Pruner
 from engine.step import Step
 
@@ -33,6 +34,15 @@ WAYS = {
         "micro_batch_size": 2,
     },
     "checkpointed": {"pruning": "state", "activation_checkpointing": "full"},
+    "classifier": {
+        "pruning": "movement_original",
+        "model": "classifier",
+        "dataset": "synthetic",
+        "data_dir": "",
+        "tokenizer": "frequent_words",
+        "vocab_size": 500,
+        "validation_rows": 45,
+    },
     "latent": {"pruning": "magnitude", "attention_form": "latent", "latent_width": 16},
 }
 
@@ -98,6 +108,27 @@ def test_a_sampled_threshold_reports_its_error(lab):
     errors = [abs(float(r["sparsity"]) - float(r["target"])) for r in rows(run / "sparsity.csv")]
     assert 0 < metrics["pruning"]["threshold_error"] == max(errors) < 0.01
     assert metrics["best_val_loss_at_target"] is not None
+
+
+def test_movement_takes_every_step_into_account_with_clipped_gradients(lab, monkeypatch):
+    """The first update's scores are -w g of the weights before it, of a gradient whose norm is clip_norm."""
+    seen, before = [], Pruner.before_update
+
+    def noting(self, *arguments):
+        weights = [w.clone() for w in self._weights]
+        before(self, *arguments)
+        gradients = [t.own(t.parameter.grad).clone() for t in self.tensors]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        whole = torch.cat([p.grad.flatten() for p in parameters])
+        seen.append((weights, gradients, whole.norm().item(), [s.clone() for s in self._kept]))
+
+    monkeypatch.setattr(Pruner, "before_update", noting)
+    lab.train(**RUN, pruning="movement", clip_norm=0.01)
+    assert len(seen) == 8
+    weights, gradients, norm, scores = seen[0]
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    for w, g, s in zip(weights, gradients, scores, strict=True):
+        torch.testing.assert_close(s, -w * g)
 
 
 def test_masks_only_grow(lab, monkeypatch):
@@ -172,6 +203,15 @@ def test_the_gradient_norm_is_of_what_is_left(lab, monkeypatch):
     assert norms[0][:2] == norms[1][:2] and norms[0][2] > norms[1][2]
 
 
+def test_a_run_that_diverges_leaves_rows_until_then(lab):
+    with pytest.raises(Diverged):
+        lab.train(**{**RUN, "steps": 30}, pruning="magnitude", lr=5.0, divergence_rise=0.5, log_interval=1)
+    run = lab.config().directory
+    metrics, found = read_json(run / "metrics.json"), rows(run / "sparsity.csv")
+    assert metrics["status"] == "diverged" and found
+    assert int(found[-1]["step"]) <= metrics["step"] < 28 and "sparsity" not in metrics
+
+
 def test_masks_are_in_the_measured_and_in_the_planned_memory(lab):
     for way, bytes_a_weight in (("magnitude", 1), ("movement", 5)):
         changes = {**RUN, "batch_size": 1, **WAYS[way]}
@@ -181,6 +221,11 @@ def test_masks_are_in_the_measured_and_in_the_planned_memory(lab):
         without = plan.estimate(lab.config(batch_size=1, steps=8), 256, "cpu", 1)
         assert metrics["pruning_held_bytes"] == bytes_a_weight * 32768
         more = planned.peak - without.peak
+        assert ("optimizer", "pruning masks", bytes_a_weight * 32768) in planned.parts
+        shard = plan.estimate(
+            lab.config(**{**changes, "batch_size": 2, "data_parallel": "fsdp"}), 256, "cpu", 2
+        )
+        assert ("optimizer", "pruning masks", bytes_a_weight * 32768 // 2) in shard.parts
         assert more == pytest.approx(bytes_a_weight * 32768, abs=100)  # and 8 bytes a tensor
 
 
@@ -201,6 +246,19 @@ def test_pruning_that_is_off_in_silence_is_told(lab, monkeypatch, name):
     assert [what for what, line in lines.items() if not line["agrees"]] == ["pruning"]
     assert lines["pruning"]["requested"] == "state, bitter3 version 1, to 0.5"
     assert lines["pruning"]["in_effect"].startswith("state, 0.0")
+
+
+def test_masks_that_are_left_out_between_rankings_are_told(lab, monkeypatch):
+    """Masked moments keep the weights at zero all the same, so only the count shows it."""
+    after = Pruner.after_update
+
+    def only_when_due(self, step):
+        return self.ramp.is_due(step + 1) and after(self, step)
+
+    monkeypatch.setattr(Pruner, "after_update", only_when_due)
+    line = ledger(lab.train(**RUN, **WAYS["state"]))["pruning"]
+    assert not line["agrees"] and "applied in 3 of 7 steps" in line["how"]
+    assert line["in_effect"] == "state, 0.5000 of its weights zero"
 
 
 def test_a_run_without_masks_is_told(lab, monkeypatch):
