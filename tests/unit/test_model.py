@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_runs import NEEDS
 
 from engine import tasks
 from engine.build import build_model, build_optimizer
@@ -352,7 +353,9 @@ def test_every_model_builds_and_has_finite_gradients(name):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_model_and_optimizer_overfits_one_batch(name, optimizer):
     lr = {"sgd": 0.3}.get(optimizer, 1e-2)
-    settings = config(model=name, **OF_MODEL[name], optimizer=optimizer, lr=lr, weight_decay=0.0)
+    settings = config(
+        model=name, **OF_MODEL[name], optimizer=optimizer, lr=lr, weight_decay=0.0, **NEEDS.get(optimizer, {})
+    )
     if problem := missing_library(settings.optimizer):
         pytest.skip(problem)
     model = build_model(settings, VOCABULARY, ONE, CLASSES)
