@@ -167,7 +167,7 @@ SIZES = {
             repeats=3,
             limit_seconds=300,
             target_loss=1.4731,
-            eval_interval=125,
+            eval_interval=50,
         ),
         # Only shows that a race runs
         Size(

@@ -10,7 +10,7 @@ import importlib
 import torch
 import torch.nn as nn
 
-from engine import compiling, float8, ladder, parallel, pretrained, runtime, tasks
+from engine import compiling, float8, ladder, parallel, pretrained, runtime, step_graph, tasks
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.gradient_sums import GradientSums
@@ -43,6 +43,7 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
         ),
         *runtime.check(config.runtime, ranks.device.type),
         *ladder.check(config, ranks.world_size, ranks.device.type),
+        *step_graph.check(config.compile.step_graph, ranks.device.type, ranks.world_size),
         *float8.check(t.float8, ranks.device, micro * config.model.context),
     ]
     if rest:

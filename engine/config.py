@@ -203,6 +203,13 @@ class Model:
         at_least=0,
         below=1,
     )
+    output_dropout: float = setting(
+        0.0,
+        "dropout probability of what the output head reads",
+        at_least=0,
+        below=1,
+        only_if={"model": ("gpt",)},
+    )
 
 
 @dataclass(frozen=True)
@@ -568,6 +575,9 @@ class Compile:
     )
     compile_dynamic: bool = setting(
         False, "compile for any batch shape", only_if={"compile": ("blocks", "model")}
+    )
+    step_graph: bool = setting(
+        False, "replay whole training steps, with the optimizer's update, as one CUDA graph: for small models"
     )
 
 

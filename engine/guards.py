@@ -46,16 +46,16 @@ class Guard:
         self._window = torch.full(
             (NORMS,), torch.nan, dtype=torch.float64, device=device
         )  # _norms on the device
-        self._pending: list[tuple] = []  # of each step: loss, norm, verdict
+        self._pending: list[torch.Tensor] = []  # of each step (3,): loss, norm, verdict
         self._gathered: list[torch.Tensor] = []  # (steps, 3)
         self._numbers: list[int] = []  # the steps of these
         self._sent: tuple | None = None  # on its way to the host
 
     @torch.no_grad()
-    def judge(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+    def judge(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
         """1 if this step's update must not be applied, else 0: a float32 scalar, still on the device.
 
-        loss, grad_norm: scalars, the same on all ranks.
+        loss, grad_norm: scalars, the same on all ranks. A part of the step that a CUDA graph may hold.
         """
         refused = _is_not_finite(loss if self.scaled else loss + grad_norm)
         if self.skips:
@@ -63,18 +63,19 @@ class Guard:
             # A comparison with NaN is false: while norms are missing their median is NaN.
             refused |= (norm > self._spike * self._window.median()) & ~norm_is_bad
             window = torch.cat([self._window[1:], norm[None]])
-            self._window = torch.where(refused | norm_is_bad, self._window, window)
-        refused = refused.float()
+            self._window.copy_(torch.where(refused | norm_is_bad, self._window, window))
+        return refused.float()
+
+    def note(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, refused: torch.Tensor) -> None:
+        """Keep the numbers of a step that was judged, for the host to read later."""
         self._numbers.append(step)
-        self._pending.append((loss, grad_norm, refused))
+        self._pending.append(torch.stack([loss, grad_norm, refused]))
         if len(self._pending) == GATHERED:
             self._gather()
-        return refused
 
     def _gather(self) -> None:
         if self._pending:
-            values = torch.stack([value for step in self._pending for value in step])
-            self._gathered.append(values.view(-1, 3))
+            self._gathered.append(torch.stack(self._pending))
             self._pending = []
 
     def stopped(self, *, wait: bool) -> Diverged | None:

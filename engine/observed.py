@@ -20,6 +20,7 @@ from engine import (
     pretrained,
     runtime,
     schedule,
+    step_graph,
 )
 from engine.config import Config
 from engine.ledger import Line
@@ -27,6 +28,7 @@ from engine.operations import Operations
 from engine.parallel import Ranks
 from engine.step import AUTOCAST
 
+FLOAT32 = 1e-6  # relative: a learning rate that is a tensor has 24 bits
 DTYPES = {"fp32": torch.float32, **AUTOCAST}
 
 
@@ -71,6 +73,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *memory.lines(config, seen, run.memory),
         ladder.limit_line(config.memory, seen.ranks.device, run.memory.peak_bytes),
         *compiling.lines(config.compile, seen.operations.graph_replays),
+        *step_graph.lines(run.step.graph, config.compile.step_graph, run.steps_here),
         *data(config, run, model.drawn_with),
         learning_rate(config, run.optimizer, run.steps_taken),
         *optimizers.lines(config.optimizer, run.optimizer),
@@ -107,7 +110,7 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
     o, b, peak = config.optimizer, config.training.batch_size, config.peak_lr
     scale = schedule.of_step(config.schedule, steps_taken - 1, config.training.steps)
     factor = {"matrices": o.muon_lr / o.lr} if o.optimizer == "muon" else {}
-    found = [group["lr"] / factor.get(group["name"], 1.0) for group in optimizer.param_groups]
+    found = [float(group["lr"]) / factor.get(group["name"], 1.0) for group in optimizer.param_groups]
     more = "".join(f"; times {f:g} in the group {name}" for name, f in factor.items())
     rule = (
         f" = {o.lr:g} × {'√' * (o.lr_rule == 'sqrt')}({b} / {o.lr_batch_size})" if o.lr_rule != "none" else ""
@@ -117,7 +120,7 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
         f"{peak:g}{rule}",
         " and ".join(sorted({f"{lr / scale:g}" if scale else f"{lr:g} × 0" for lr in found})),
         f"param_groups at step {steps_taken - 1}, where the schedule has {scale:g} of its peak{more}",
-        all(math.isclose(lr, peak * scale, rel_tol=1e-9) for lr in found),
+        all(math.isclose(lr, peak * scale, rel_tol=FLOAT32) for lr in found),
     )
 
 

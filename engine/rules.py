@@ -10,6 +10,7 @@ from engine.pruning import rules as pruning
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
+RECORDED = ("adamw", "adam", "sgd", "muon")  # optimizers whose update can be part of a graph
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
 
 
@@ -27,6 +28,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *pruning.checks(config),
         *_memory(config),
         *_gradient_sums(config),
+        *_step_graph(config),
         *_evaluation(config),
         *_samples(config.evaluation),
         *_probes(config),
@@ -241,6 +243,59 @@ def _gradient_sums(c) -> list[Check]:
             f"gradient_sums = 'fused': not with {name} as it is: {why}",
         )
         for name, broken, why in cannot
+    ]
+
+
+def _step_graph(c) -> list[Check]:
+    """What a step that is one CUDA graph cannot hold: whatever asks the device, counts on the host, changes shape."""
+    t, o, m = c.training, c.optimizer, c.memory
+    recomputes = m.activation_checkpointing not in ("none", "budget")
+    cannot = [
+        ("processes", c.parallel.processes, c.parallel.processes > 1, "it is of one process"),
+        ("optimizer", o.optimizer, o.optimizer not in RECORDED, f"it can be one of {', '.join(RECORDED)}"),
+        ("optimizer_offload", True, o.optimizer_offload, "its updates wait for the host"),
+        ("precision", t.precision, t.precision == "fp16", "the host reads its loss scale; use bf16"),
+        (
+            "gradient_sums",
+            t.gradient_sums,
+            t.gradient_sums != "autograd",
+            "its steps are counted; use autograd",
+        ),
+        (
+            "pruning",
+            c.pruning.pruning,
+            c.pruning.pruning != "none",
+            "the host knows when weights are ranked; use none",
+        ),
+        ("float8", True, t.float8, "not tried"),
+        ("first_length", t.first_length, t.first_length > 0, "all steps must have one shape; use 0"),
+        (
+            "activation_checkpointing",
+            m.activation_checkpointing,
+            recomputes,
+            "it asks for random states; use none",
+        ),
+        (
+            "compile_mode",
+            c.compile.compile_mode,
+            c.compile.compile != "none" and c.compile.compile_mode in CUDA_GRAPH_MODES,
+            "it has graphs of its own; use default",
+        ),
+        (
+            "noise_scale_interval",
+            c.logging.noise_scale_interval,
+            c.logging.noise_scale_interval > 0,
+            "it looks into steps; use 0",
+        ),
+        ("profile_steps", c.runtime.profile_steps, c.runtime.profile_steps > 0, "there are no parts; use 0"),
+    ]
+    return [
+        (
+            ("step_graph", name),
+            c.compile.step_graph and broken,
+            f"step_graph = true: not with {name} = {value!r}: {why}",
+        )
+        for name, value, broken, why in cannot
     ]
 
 

@@ -13,6 +13,7 @@ from engine.loss_scale import LossScale
 from engine.profiling import part
 from engine.pruning.masks import Pruner
 from engine.schedule import of_step
+from engine.step_graph import StepGraph
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,6 +32,7 @@ class Step:
         lr: float,
         guards: Guards = Guards(),  # noqa: B008  frozen
         keep_gradients: bool = False,
+        as_graph: bool = False,
         gradient_norm_layers: tuple[int, ...] = (),
         pruner: Pruner | None = None,
     ):
@@ -38,9 +40,10 @@ class Step:
         self.training, self.schedule, self.lr = training, schedule, lr
         self.loss_factor = parallel.loss_factor(model)
         self.sums = parallel.unwrapped(model).gradient_sums
-        self.in_cuda_graphs, self.keep_gradients = keep_gradients, keep_gradients or self.sums is not None
+        self.in_cuda_graphs = keep_gradients
+        self.keep_gradients = keep_gradients or as_graph or self.sums is not None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if keep_gradients:
+        if keep_gradients or as_graph:
             for p in self.parameters:
                 p.grad = torch.zeros_like(p)
         self.loss_scale = (
@@ -48,8 +51,10 @@ class Step:
         )
         self.guard = Guard(guards, ranks.device, scaled=training.precision == "fp16")
         self.block_norms = BlockNorms(parallel.unwrapped(model), gradient_norm_layers, ranks)
-        self.pruner, self.ranked = pruner, False  # whether weights were ranked in the newest step
+        self.pruner, self.number = pruner, -1  # of the newest step
+        self.ranked = False  # whether weights were ranked in it
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
+        self.graph = StepGraph(self.compute, optimizer, ranks.device) if as_graph else None
 
     @property
     def stateful(self) -> dict[str, LossScale | Guard]:
@@ -58,18 +63,30 @@ class Step:
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return that of groups without a factor of their own."""
-        scale = of_step(self.schedule, step, self.training.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * scale * group.get("lr_factor", 1.0)
-        return self.lr * scale
+        groups, lr = self.optimizer.param_groups, self.lr * of_step(self.schedule, step, self.training.steps)
+        rates = [lr * group.get("lr_factor", 1.0) for group in groups]
+        if self.graph:
+            self.graph.set_rates(rates)
+        else:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+        return lr
 
     def __call__(self, step: int, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:
-        """Train on this rank's micro-batches of (inputs, targets), each (B, T).
+        """Train on this rank's micro-batches of (inputs, targets), each (B, T)."""
+        self.number, lr = step, self.set_lr(step)
+        measured = (self.graph or self.compute)(micro_batches)
+        refused = measured.pop("refused")
+        if self.guard.active:
+            self.guard.note(step, measured["train_loss"], measured["grad_norm"], refused)
+        return {"lr": lr, **measured}
+
+    def compute(self, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """All that a step does on the device, with the learning rates as they are.
 
         The loss is a sum over valid targets divided by their number in the whole step: all micro-batches of
         all ranks. Accumulation and the number of ranks therefore change nothing but rounding.
         """
-        lr = self.set_lr(step)
         count = parallel.total(sum((targets != IGNORED).sum() for _, targets in micro_batches).float())
         factor = self.loss_factor / count
         if self.loss_scale:
@@ -89,15 +106,15 @@ class Step:
             probed = len(sums)
             sums = parallel.total(torch.cat([sums, grad_norm[None], squares]))
             loss, grad_norm = sums[0] / count, sums[probed] / self.ranks.data_size
-            self._update(step, loss, grad_norm)
+            refused = self._update(loss, grad_norm)
         forwards = len(micro_batches) * self.ranks.data_size
         return {
-            "lr": lr,
             "train_loss": loss,
             "grad_norm": grad_norm,
             "targets": count,
             "activation_norms": (sums[1:probed] / forwards).sqrt(),
             "gradient_norms": sums[probed + 1 :].sqrt(),
+            "refused": refused,
         }
 
     def gradient_norm(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -137,9 +154,9 @@ class Step:
         squares = self.block_norms.squares()
         return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
 
-    def _update(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-        """Apply the gradients, unless the guard is against it, and clear them."""
-        refused = self.guard.judge(step, loss, grad_norm) if self.guard.active else None
+    def _update(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor | None:
+        """Apply the gradients, unless the guard is against it, and clear them; return its verdict."""
+        refused = self.guard.judge(loss, grad_norm) if self.guard.active else None
         if self.pruner:
             self.pruner.before_update(grad_norm, refused)
         if self.loss_scale:
@@ -149,8 +166,9 @@ class Step:
         else:
             self.optimizer.step()
         if self.pruner:
-            self.ranked = self.pruner.after_update(step)
+            self.ranked = self.pruner.after_update(self.number)
         self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        return refused
 
 
 def autocast(precision: str, device: torch.device):

@@ -41,6 +41,11 @@ def check(config: Config) -> list[str]:
             "use 0",
         ),
         (
+            m.output_dropout > 0,
+            f"output_dropout = {m.output_dropout}: not supported {with_it}, where every rank would drop others; "
+            "use 0",
+        ),
+        (
             hidden % size,
             f"activation = {m.activation!r}: its {hidden} inner features must be a multiple of tensor_parallel = "
             f"{size}; use another width or activation",

@@ -97,6 +97,7 @@ class Trainer:
             lr=config.peak_lr,
             guards=config.guards,
             keep_gradients=compiling.keeps_gradients(config.compile),
+            as_graph=config.compile.step_graph,
             gradient_norm_layers=config.logging.gradient_norm_layers,
             pruner=self.pruner,
         )
@@ -238,7 +239,7 @@ class Trainer:
                 context=self.config.model.context,
                 norm_layers=self.config.logging.activation_norm_layers,
                 gradient_layers=self.config.logging.gradient_norm_layers,
-                sees_memory=not compiling.keeps_gradients(self.config.compile),
+                sees_memory=not (compiling.keeps_gradients(self.config.compile) or self.step.graph),
             )
         return done
 

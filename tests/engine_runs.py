@@ -4,6 +4,7 @@ They must not know what a run should come out with: the expectations are in the 
 """
 
 import csv
+import gc
 import json
 import os
 import random
@@ -135,6 +136,7 @@ class Lab:
         from engine.trainer import run
 
         config = self.config(**changes)
+        gc.freeze()  # a run collects garbage before its second step: its own, not also all that pytest holds
         run(config, tokens_for(config))
         return config.directory
 

@@ -46,6 +46,7 @@ class GPT(nn.Module):
         self.dropout, self.token_dropout = nn.Dropout(s.dropout), s.token_dropout
         self.layers = nn.ModuleList(Block(s, rotary) for _ in range(s.layers))
         self.norm = nn.LayerNorm(s.width, bias=s.bias) if s.norm_placement == "pre" else nn.Identity()
+        self.output_dropout = nn.Dropout(s.output_dropout)
         self.head = None if s.tie_embeddings else nn.Linear(s.width, rows, bias=False)
         self.stream_in_bf16 = s.residual_precision == "bf16"
         self.stream_dtype: torch.dtype | None = None  # of the stream, as last seen before the last norm
@@ -61,7 +62,7 @@ class GPT(nn.Module):
     def features(
         self, tokens: torch.Tensor, caches: Sequence[Cache] | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Tokens (B, T) → (the stream after the last norm (B, T, C), norms); under autocast in its dtype.
+        """Tokens (B, T) → (what the head reads (B, T, C), norms); under autocast in its dtype.
 
         With caches, one a block, the tokens follow those that the caches have seen.
         """
@@ -78,7 +79,7 @@ class GPT(nn.Module):
             if i in self.norm_layers:
                 norms.append(x.detach().float().square().mean().sqrt())
         self.stream_dtype = x.dtype
-        return as_operand(self.norm(x)), norms
+        return self.output_dropout(as_operand(self.norm(x))), norms
 
     def forward(
         self,

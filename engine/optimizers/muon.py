@@ -86,7 +86,8 @@ class Muon(torch.optim.AdamW):
         own = [local(p) for p in alike]
         parts = [split.own_part(p, m).to(p.dtype) for p, m in zip(alike, made.unbind(), strict=True)]
         torch._foreach_mul_(own, decay)
-        torch._foreach_add_(own, parts, alpha=-step)
+        torch._foreach_mul_(parts, -step)  # by itself, because it may be a tensor
+        torch._foreach_add_(own, parts)
 
     def _wanted(self, alike: list, momentum: float, refused: torch.Tensor | None) -> list[torch.Tensor]:
         """This rank's part of N, having renewed M."""

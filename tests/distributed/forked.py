@@ -10,6 +10,7 @@ results/ to writes-NAME-RANK.json. Each run's processes meet through a store on 
 torchrun's do.
 """
 
+import gc
 import json
 import os
 import socket
@@ -134,6 +135,7 @@ def fork(rank: int, run: dict, config, tokens, port: int) -> int:
 
 def main() -> None:
     exits = {}
+    gc.freeze()  # what is imported is nobody's garbage, and a child that looks through it copies it
     for run in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         config = load(run["file"])
         tokens = tokens_for(config)

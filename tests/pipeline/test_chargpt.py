@@ -25,10 +25,10 @@ SMALL = (
     "~runs.rotary",
     "~runs.swiglu",
     "~runs.regularized",
-    "+runs.short_first={first_length: 4, lengthening_steps: 4}",
-    "+runs.curriculum={curriculum: rarity, curriculum_steps: 3, curriculum_start: 0.2}",
+    "+runs.easy_first={first_length: 4, lengthening_steps: 4, "
+    "curriculum: rarity, curriculum_steps: 3, curriculum_start: 0.2}",
 )
-RUNS = ("nanogpt", "recipe", "short_first", "curriculum")
+RUNS = ("nanogpt", "recipe", "easy_first")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_text_is_split_by_position_trained_on_and_judged_by_its_validation(san
         assert metrics["tokens"] == 6 * 8 * 16 and metrics["status"] == "complete"
         lines = {line["what"]: line for line in json.loads((home / "ledger.json").read_text())["entries"]}
         assert all(line["agrees"] for line in lines.values()), lines
-        assert ("first_length" in lines, "curriculum" in lines) == (run == "short_first", run == "curriculum")
+        assert [what in lines for what in ("first_length", "curriculum")] == [run == "easy_first"] * 2
     assert "data order not paired, because of curriculum, curriculum_steps, curriculum_start" in " ".join(
         done.split()
     )

@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engine_runs import column, ledger, read_json
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import gradient_sums
 from engine.config import resolve
 from engine.errors import ConfigError
-from engine.gradient_sums import GradientSums, linear
+from engine.gradient_sums import GradientSums, add_product_, linear
 from engine.models import gpt
 
 VOCABULARY = 61
@@ -166,3 +169,14 @@ def test_sums_and_copies_are_in_the_measured_memory(lab):
 def test_what_it_cannot_be_together_with_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         resolve({**FUSED, **changes}, "test")
+
+
+def test_the_compiler_can_trace_what_a_gpu_sums_in_place():
+    """With operands in half precision: torch 2.11 had no decomposition of the product that sums in fp32."""
+    with FakeTensorMode():
+        total = torch.empty(4, 6, device="cuda")
+        a, b = (torch.empty(n, m, device="cuda", dtype=torch.bfloat16) for n, m in ((4, 5), (5, 6)))
+        traced = make_fx(add_product_, decomposition_table=select_decomp_table())(total, a, b)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [
+        torch.ops.plumbline.add_product_.default
+    ]

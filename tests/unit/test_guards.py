@@ -24,8 +24,16 @@ USUAL = [(3.0, 1.0)] * NORMS  # losses and gradient norms of so many steps
 def judged(settings: Guards, steps: list[tuple[float, float]], **how) -> tuple[Guard, list[int]]:
     """The guard, and its verdict on each (loss, norm)."""
     guard = Guard(settings, CPU, **how)
-    verdicts = [guard.judge(i, *torch.tensor(values)) for i, values in enumerate(steps)]
+    verdicts = [judge(guard, i, *values) for i, values in enumerate(steps)]
     return guard, [int(v) for v in verdicts]
+
+
+def judge(guard: Guard, step: int, loss: float, norm: float) -> torch.Tensor:
+    """As a step does."""
+    numbers = torch.tensor([loss, norm]).unbind()
+    verdict = guard.judge(*numbers)
+    guard.note(step, *numbers, verdict)
+    return verdict
 
 
 def end(guard: Guard) -> tuple[int, str] | None:
@@ -111,7 +119,7 @@ def test_a_checkpoint_brings_all_back(tmp_path):
     other = Guard(settings, CPU)
     other.load_state_dict(torch.load(tmp_path / "guard.pt", weights_only=True))
     assert other.state_dict() == guard.state_dict()
-    assert other.judge(NORMS + 1, torch.tensor(3.0), torch.tensor(5.0)) == 1
+    assert judge(other, NORMS + 1, 3.0, 5.0) == 1
     assert other.stopped(wait=True).step == NORMS + 1
 
 
@@ -305,6 +313,7 @@ def test_fp16s_skipped_steps_are_counted_at_the_same_place(lab):
 
 def test_a_guard_that_is_left_out_is_told_by_the_ledger(lab, monkeypatch):
     monkeypatch.setattr(Guard, "judge", lambda *_, **__: torch.tensor(0.0))
+    monkeypatch.setattr(Guard, "note", lambda *_, **__: None)
     line = ledger(lab.train())["on_divergence"]
     assert line["in_effect"] == "0 updates judged, 0 skipped, 0 spikes" and not line["agrees"]
     assert ledger(lab.train(run="off", on_divergence="off"))["on_divergence"]["agrees"]

@@ -142,14 +142,3 @@ def test_compiled_it_makes_one_graph_a_length(lab):
     assert all(entry["agrees"] for entry in ledger(run).values())
     eager = lab.launch(run="eager", **GROWING)
     assert column(run, "train_loss") == pytest.approx(column(eager, "train_loss"), rel=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does_on_short_and_easy_samples(lab):
-    """Each cuts its own samples; both draw their parts of the same step of the curriculum."""
-    settings = GROWING | {"curriculum": "rarity", "curriculum_steps": 4, "curriculum_start": 0.2}
-    one, two = lab.launch(run="one", **settings), lab.launch(processes=2, run="two", **settings)
-    assert column(one, "train_loss") == pytest.approx(column(two, "train_loss"), rel=1e-4)
-    first, second = (read_json(run / "metrics.json") for run in (one, two))
-    assert first["data_order_sha256"] == second["data_order_sha256"] and first["flops"] == second["flops"]
-    assert all(line["agrees"] for line in ledger(two).values())

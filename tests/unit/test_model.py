@@ -131,6 +131,17 @@ def test_a_training_token_that_is_dropped_leaves_its_position_alone():
     assert not (seen[1] == positions).all(-1).any()
 
 
+def test_what_the_head_reads_is_dropped_in_training_only():
+    """A quarter of its numbers, the others 4/3 as large: the head sees nothing else of the dropout."""
+    model = gpt(output_dropout=0.25)
+    with torch.no_grad():
+        dropped, whole = model.train().features(tokens())[0], model.eval().features(tokens())[0]
+        torch.testing.assert_close(model(tokens())[0], gpt()(tokens())[0], rtol=0, atol=0)
+    kept = dropped != 0
+    assert 0.2 < 1 - kept.float().mean() < 0.3
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
+
+
 @pytest.mark.parametrize("variant", ["pre-sdpa", "pre-manual", "latent", "reciprocal"])
 def test_dropout_acts_in_training_only(variant):
     model, plain = gpt(**VARIANTS[variant], dropout=0.5), gpt(**VARIANTS[variant])

@@ -257,6 +257,7 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_before_they_meet(
         ({"attention_form": "latent"}, "attention_form = 'latent': not supported with tensor_parallel = 2"),
         ({"dropout": 0.1}, "dropout = 0.1: not supported with tensor_parallel = 2"),
         ({"token_dropout": 0.1}, "token_dropout = 0.1: not supported with tensor_parallel = 2"),
+        ({"output_dropout": 0.1}, "output_dropout = 0.1: not supported with tensor_parallel = 2"),
         ({"activation": "swiglu"}, "activation = 'swiglu': its 85 inner features must be a multiple of"),
         ({"float8": True, "precision": "bf16"}, "float8 = true: not supported with tensor_parallel = 2"),
     ],

@@ -254,6 +254,10 @@ def test_a_pattern_that_does_not_fit_is_refused():
             {"pruning": "magnitude", "pruning_start": 60, "pruning_interval": 41},
             "pruning_interval = 41: must be ≤ the 40 steps",
         ),
+        (
+            {"pruning": "magnitude", "step_graph": True},
+            "step_graph = true: not with pruning = 'magnitude': the host knows when",
+        ),
         ({"pruning": "state", "pruning_score": "bitter4"}, "set pruning_threshold = 'layer_ramp'"),
         ({"pruning": "magnitude", "pruning_score": "bitter4"}, "would do nothing with pruning = magnitude"),
         ({"sparsity": 0.9}, "sparsity = 0.9: would do nothing with pruning = none"),

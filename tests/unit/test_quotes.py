@@ -1,6 +1,7 @@
 """Figures in documents are those of their rows: a page that says something else, or not whence, is refused."""
 
 import json
+import shutil
 
 import pytest
 from engine_runs import REPOSITORY
@@ -17,30 +18,59 @@ RATIO = r"engine +\S+ +(\S+)"  # its speed, not its memory, which is 1.01 too
 
 
 def forget() -> None:
-    """The rows change during a test."""
+    """Make tables and charts again, not only once for each repository."""
     quotes.source_text.cache_clear()
     quotes._chart.cache_clear()
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
     """A repository with a study's record and one of the benchmarks, and a page that quotes both."""
-    forget()
-    results = write_study(tmp_path)
+    root = tmp_path_factory.mktemp("records")
+    results = write_study(root)
     (results / "adamw-1" / "model.safetensors").write_text("weights")
     (results / ".sgd-1.lock").touch()
-    quotes.keep(results, tmp_path / "records" / "fake")
-    (tmp_path / "records" / "speed").mkdir()
-    write_speed(tmp_path / ROWS)
+    quotes.keep(results, root / "records" / "fake")
+    (root / "records" / "speed").mkdir()
+    write_speed(root / ROWS)
     page(
-        tmp_path,
+        root,
         f"# Page\n\n<!-- quote: {STUDY} -->\n<!-- end of quote -->\n\n"
         f"<!-- quote: {ROWS} -->\n<!-- end of quote -->\n\n"
         f'<!-- figures: {ROWS} "{RATIO}" -->\nThe engine is 1.01 × nanoGPT ([the record](x/1.77.md)), `2.88`.\n',
     )
-    quotes.write(tmp_path)
-    quotes.source_text.cache_clear()
-    return tmp_path
+    quotes.write(root)
+    return root
+
+
+@pytest.fixture
+def root(records):
+    """The repository, of which a test changes pages only: they are put back, and its tables made once for all."""
+    yield from lend(records)
+
+
+@pytest.fixture
+def own(records, tmp_path):
+    """A copy of the repository, whose rows a test may change."""
+    return shutil.copytree(records, tmp_path / "own")
+
+
+def lend(shared):
+    """The directory, and after the test its pages as they were. Its rows no test may have changed."""
+    before = contents(shared)
+    yield shared
+    after = contents(shared)
+    for path in sorted(after.keys() - before.keys(), reverse=True):  # files before their directories
+        path.unlink() if path.is_file() else path.rmdir()
+    changed = [path for path, content in before.items() if after.get(path, b"lost") != content]
+    for path in changed:
+        path.write_bytes(before[path])
+    assert not [path for path in changed if "records" in path.relative_to(shared).parts]
+
+
+def contents(directory) -> dict:
+    """What is in each file, None for a directory."""
+    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
 
 
 def write_speed(path) -> None:
@@ -60,6 +90,11 @@ def page(root, text=None) -> str:
     return (root / "README.md").read_text(encoding="utf-8")
 
 
+def problems(root) -> list[str]:
+    """What README.md says that its rows do not: the records' own pages are another test's."""
+    return quotes.page_problems(root, root / "README.md")
+
+
 def test_every_page_of_this_repository_says_what_its_rows_say():
     quotes.source_text.cache_clear()
     assert quotes.problems(REPOSITORY) == []
@@ -74,6 +109,7 @@ def test_every_page_of_this_repository_says_what_its_rows_say():
 
 
 def test_a_page_is_made_from_its_rows(root):
+    forget()
     assert quotes.problems(root) == []
     text = page(root)
     assert "    Study quickstart: Does activation checkpointing" in text
@@ -88,9 +124,9 @@ def test_a_record_has_rows_and_no_models(root):
     assert (root / "records/fake/report/table.md").is_file() and (root / "records/speed/README.md").is_file()
 
 
-def test_rows_that_changed_make_the_page_and_the_record_stale(root):
-    write_run(root / STUDY, "sgd", 2, test_loss=3.0)
-    page_, *files = [problem.split(" is not")[0] for problem in quotes.problems(root)]
+def test_rows_that_changed_make_the_page_and_the_record_stale(own):
+    write_run(own / STUDY, "sgd", 2, test_loss=3.0)
+    page_, *files = [problem.split(" is not")[0] for problem in quotes.problems(own)]
     assert page_ == "README.md: a quote"
     report = "records/fake/report"
     assert {
@@ -105,19 +141,19 @@ def test_colours_that_the_environment_asks_for_are_in_no_quote(root, monkeypatch
     assert quotes.problems(root) == []
 
 
-def test_a_record_is_not_kept_from_itself(root):
+def test_a_record_is_not_kept_from_itself(own):
     with pytest.raises(ConfigError, match="these are the record's own rows"):
-        quotes.keep(root / STUDY, root / "records" / "fake")
-    assert (root / STUDY / "adamw-1" / "metrics.json").is_file()
+        quotes.keep(own / STUDY, own / "records" / "fake")
+    assert (own / STUDY / "adamw-1" / "metrics.json").is_file()
 
 
-def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_stale(root):
-    lines = [json.loads(line) for line in (root / ROWS).read_text().splitlines()]
+def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_stale(own):
+    lines = [json.loads(line) for line in (own / ROWS).read_text().splitlines()]
     for row in lines:
         if row["peer"] == "engine":
             row["tokens_per_second"] *= 2
-    (root / ROWS).write_text("".join(json.dumps(row) + "\n" for row in lines))
-    found = quotes.problems(root)
+    (own / ROWS).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    found = quotes.problems(own)
     assert [problem.split(";")[0] for problem in found] == [
         "README.md: a quote is not what its rows say",
         f"README.md: 1.01 is not in its rows ({ROWS} {RATIO})",
@@ -127,7 +163,7 @@ def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_sta
 
 def test_an_edited_number_in_a_quote_is_found(root):
     page(root, page(root).replace("2.619", "2.519"))
-    assert len(quotes.problems(root)) == 1
+    assert len(problems(root)) == 1
 
 
 @pytest.mark.parametrize(
@@ -140,7 +176,7 @@ def test_an_edited_number_in_a_quote_is_found(root):
 )
 def test_a_figure_that_its_row_does_not_have(root, said, problem):
     page(root, page(root).replace("The engine is 1.01 × nanoGPT", said))
-    [found] = quotes.problems(root)
+    [found] = problems(root)
     assert problem in found
 
 
@@ -156,10 +192,9 @@ def test_a_figure_that_its_row_does_not_have(root, said, problem):
     ],
 )
 def test_a_measured_figure_needs_a_source(root, said, problem):
-    (root / "docs" / "decisions").mkdir(parents=True)
-    (root / "docs" / "decisions" / "0001.md").write_text(f"# Page\n\n{said}\n")
-    assert quotes.problems(root) == [
-        f'docs/decisions/0001.md: a measured figure without <!-- figures: SOURCE "ROW" -->: {problem}'
+    page(root, f"# Page\n\n{said}\n")
+    assert problems(root) == [
+        f'README.md: a measured figure without <!-- figures: SOURCE "ROW" -->: {problem}'
     ]
 
 
@@ -168,20 +203,20 @@ def test_sizes_and_settings_need_none(root):
         root,
         page(root) + "\n32 × 4 sequences of 1,024 tokens, lr 0.003, `1.13 ×`, 5 minutes, torch 2.13.0.\n",
     )
-    assert quotes.problems(root) == []
+    assert problems(root) == []
 
 
 def test_a_marker_may_stand_before_its_paragraph_and_reaches_no_further(root):
     marker = f'<!-- figures: {ROWS} "engine" -->'
     page(root, page(root) + f"\n{marker}\n\n| speed |\n|---|\n| 1.01 × |\n")
-    assert quotes.problems(root) == []
+    assert problems(root) == []
     page(root, page(root) + "\nAlso 1.01 × here.\n")
-    assert len(quotes.problems(root)) == 1
+    assert len(problems(root)) == 1
 
 
 def test_a_table_outside_a_quote(root):
     page(root, page(root) + f"\n    run   tokens/s\n    {'─' * 30}\n    mine  9,999\n")
-    assert quotes.problems(root) == ["README.md: a table of results outside a quote: run   tokens/s…"]
+    assert problems(root) == ["README.md: a table of results outside a quote: run   tokens/s…"]
 
 
 @pytest.mark.parametrize(
@@ -215,21 +250,27 @@ def test_the_command_exits_2_and_names_the_page(root, monkeypatch, capsys):
     assert "README.md: a measured figure without" in capsys.readouterr().err
 
 
-@pytest.fixture
-def illustrated(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
     """A repository with a page that shows two charts, and the course of a training, of a record."""
-    forget()
-    quotes.keep(classifier_study(tmp_path), tmp_path / "records" / "cls")
-    (tmp_path / "docs").mkdir()
+    root = tmp_path_factory.mktemp("drawn")
+    quotes.keep(classifier_study(root), root / "records" / "cls")
+    (root / "docs").mkdir()
     markers = [f"<!-- chart: {CLASSIFIERS} {name} -->" for name in ("speedup", "val_accuracy")]
     quote = f"<!-- quote: {CLASSIFIERS} epochs -->\n<!-- end of quote -->"
-    (tmp_path / "docs" / "agnews.md").write_text("# Page\n\n" + "\n\n".join([*markers, quote]) + "\n")
-    quotes.write(tmp_path)
-    forget()
-    return tmp_path
+    (root / "docs" / "agnews.md").write_text("# Page\n\n" + "\n\n".join([*markers, quote]) + "\n")
+    quotes.write(root)
+    return root
+
+
+@pytest.fixture
+def illustrated(drawn):
+    """The repository, of which a test changes docs/ only: it is put back, and its charts drawn once for all."""
+    yield from lend(drawn)
 
 
 def test_charts_are_drawn_beside_the_page_and_shown_in_it(illustrated):
+    forget()
     assert quotes.problems(illustrated) == []
     text = (illustrated / "docs" / "agnews.md").read_text()
     assert f"<!-- chart: {CLASSIFIERS} speedup -->\n![Speedup over processes](agnews-speedup.svg)\n" in text
@@ -256,14 +297,14 @@ def test_the_course_of_a_training_is_quoted_like_a_table(illustrated):
     ]
 
 
-def test_a_chart_that_its_rows_do_not_draw_is_found(illustrated):
+def test_a_chart_that_its_rows_do_not_draw_is_found(drawn, tmp_path):
+    root = shutil.copytree(drawn, tmp_path / "own")
     faster = probe(
         "small_2", loaded_seconds=[0.006, 0.006], ready_seconds=[0.0055] * 2, alone_seconds=[0.005] * 2
     )
     for seed in (1, 2, 3):
-        write_json(illustrated / CLASSIFIERS / f"small_2-{seed}" / "scaling.json", faster)
-    forget()
-    found = [problem.split(";")[0] for problem in quotes.problems(illustrated)]
+        write_json(root / CLASSIFIERS / f"small_2-{seed}" / "scaling.json", faster)
+    found = [problem.split(";")[0] for problem in quotes.problems(root)]
     assert "docs/agnews-speedup.svg is not what its rows draw" in found
     assert "docs/agnews-val_accuracy.svg is not what its rows draw" not in found
 

@@ -82,11 +82,11 @@ def test_the_table_of_a_race():
 
 
 def test_the_recipe_is_the_studys(tmp_path):
-    """One run of conf/study/chargpt.yaml and the race: every setting that decides what is learned is the same."""
-    _, configs = resolve_study(composed(tmp_path / "params.yaml", "study=chargpt"))
+    """One run of conf/study/chargpt_quick.yaml and the race: what decides what is learned is the same."""
+    _, configs = resolve_study(composed(tmp_path / "params.yaml", "study=chargpt_quick"))
     data = {"dataset": "tinyshakespeare", "tokenizer": "chars", "validation_percent": 10, "test_percent": 0}
     race = resolve(engine_settings(CHAR, data) | best(CHAR), "race")
-    study = configs["recipe-1"]
+    study = configs["quick-1"]
     for section in ("data", "model", "optimizer", "schedule", "training", "guards", "memory", "compile"):
         assert getattr(race, section) == getattr(study, section), section
 

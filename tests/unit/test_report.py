@@ -11,9 +11,15 @@ from metrics import findings, rows, summary, words
 from plots import report, tables
 
 
-@pytest.fixture
-def study(tmp_path):
-    return summary.summarize(rows.read(write_study(tmp_path)))
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return summary.summarize(rows.read(write_study(tmp_path_factory.mktemp("study"))))
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    """Its report, of which nothing is out of the ordinary."""
+    return report.html(study)
 
 
 def _text(page):
@@ -32,8 +38,7 @@ def _section(page, title):
     return re.search(rf"<h2[^>]*>{title}</h2>(.*?)(<h2|</main>)", page, re.DOTALL)[1]
 
 
-def test_report_stands_alone(study):
-    page = report.html(study)
+def test_report_stands_alone(study, page):
     links = set(re.findall(r"https?://[^\"'<> )]+", page))
     assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"<(script|link|img|iframe)\b|@import|url\((?!#)", page)
@@ -52,8 +57,7 @@ def test_report_of_thirty_runs_stays_under_two_megabytes(tmp_path):
     assert len(page.encode()) < 2_000_000
 
 
-def test_every_table_has_a_caption_and_scopes(study):
-    page = report.html(study)
+def test_every_table_has_a_caption_and_scopes(page):
     assert page.count("<table") == page.count("<caption>") > 3
     for table in re.findall(r"<table.*?</table>", page, re.DOTALL):
         head, *body = re.findall(r"<tr.*?</tr>", table, re.DOTALL)
@@ -93,8 +97,7 @@ def test_findings_link_to_the_rows_they_came_from(study, monkeypatch):
         ({"invalid": ("peak memory over the device's",)}, "invalid"),
     ],
 )
-def test_a_run_that_is_not_like_the_others_is_named_and_not_ranked(study, changes, state):
-    page = report.html(study)
+def test_a_run_that_is_not_like_the_others_is_named_and_not_ranked(study, page, changes, state):
     assert "Every run is complete and comparable." in page
     assert 'class="aside"' not in page and "Grey rows" not in page
     sgd = {"comparison": None, "ratios": dict.fromkeys(study.runs[0].ratios), **changes}
@@ -122,9 +125,9 @@ def test_diverged_runs_counts_and_samples_are_shown(tmp_path):
     assert "adamw, seed 1, step 300" in samples and "sgd" not in samples  # nothing of a run without a result
 
 
-def test_samples_of_the_last_step_are_shown_cut_and_escaped(tmp_path):
+def test_samples_of_the_last_step_are_shown_cut_and_escaped(tmp_path, page):
+    assert "Samples" not in page
     results = write_study(tmp_path)
-    assert "Samples" not in report.html(summary.summarize(rows.read(results)))
     lines = [
         '{"step": 10, "prompt": "The", "text": " early"}',
         '{"step": 300, "prompt": "The <i>", "text": " cat\\u2028&"}',
@@ -138,10 +141,9 @@ def test_samples_of_the_last_step_are_shown_cut_and_escaped(tmp_path):
     assert "x" * 1500 in section and "x" * 1501 not in section and "500 more characters" in section
 
 
-def test_report_names_ledger_differences_once_with_their_seeds(tmp_path):
-    results = write_study(tmp_path)
-    page = report.html(summary.summarize(rows.read(results)))
+def test_report_names_ledger_differences_once_with_their_seeds(tmp_path, page):
     assert "took effect as requested" in page and "sgd *" not in page
+    results = write_study(tmp_path)
     write_run(results, "sgd", 2, agrees=False)
     write_run(results, "sgd", 3, agrees=False)
     study = summary.summarize(rows.read(results))

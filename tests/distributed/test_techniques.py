@@ -1,12 +1,13 @@
-"""Muon, and the gradient noise scale, in several processes: the numbers of one.
+"""Techniques in several processes: the numbers of one, and the memory that was planned.
 
 Over gloo on the CPU. All runs are trained by one start of forked.py.
 """
 
 import pytest
-from engine_runs import Lab, assert_same_weights, events, ledger, read_json, rows, untimed, weights
+from engine_runs import Lab, assert_same_weights, column, events, ledger, read_json, rows, untimed, weights
 from test_same_as_one_process import HYBRID, RUN, SHARDED, SPLIT, assert_same_numbers, forked
 
+from engine import plan
 from engine.noise_scale import FILE
 
 pytestmark = pytest.mark.slow
@@ -30,6 +31,23 @@ NOISE_WAYS = {
     "noise_tensor": (2, SPLIT),
     "noise_ddp_fused": (2, {"precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"}),
 }
+# An average of the weights, evaluated and kept in their place.
+AVERAGED = {"steps": 6, "batch_size": 4, "micro_batch_size": 0, "average_decay": 0.6, "eval_interval": 3}
+AVERAGED_WAYS = {"averaged_fsdp": SHARDED, "averaged_ddp": {}}
+# Each rank cuts its own samples; both draw their parts of the same step of the curriculum.
+EASY = {"steps": 6, "batch_size": 4, "micro_batch_size": 0, "eval_interval": 6, "first_length": 4}
+EASY |= {"lengthening_steps": 3, "curriculum": "rarity", "curriculum_steps": 4, "curriculum_start": 0.2}
+# Parts that are gathered for a while, of a model that is large beside what is kept of a forward pass.
+PLANNED = {
+    **SHARDED,
+    "activation_checkpointing": "full",
+    "layers": 4,
+    "heads": 4,
+    "width": 128,
+    "context": 64,
+}
+PLANNED |= {"steps": 3, "eval_interval": 3, "micro_batch_size": 0, "pad_vocabulary_to": 1}
+UNITS = ("block", "model")
 
 
 class Trained:
@@ -46,6 +64,13 @@ class Trained:
         paired = self._run("noise", 1, {**NOISE, "micro_batch_size": 2})
         runs += [{**paired, "sampler": {"reads": "interleaved"}}, self._run("noise_small", 1, NOISE)]
         runs += [self._run(name, n, {**NOISE, **settings}) for name, (n, settings) in NOISE_WAYS.items()]
+        runs += [
+            self._run("averaged", 1, AVERAGED),
+            self._run("easy", 1, EASY),
+            self._run("easy_ddp", 2, EASY),
+        ]
+        runs += [self._run(name, 2, {**AVERAGED, **settings}) for name, settings in AVERAGED_WAYS.items()]
+        runs += [self._run(f"planned_{unit}", 2, {**PLANNED, "shard_unit": unit}) for unit in UNITS]
         self.done = forked(lab, runs)
         assert self.done.returncode == 0, self.done.stderr
         self.exits = read_json(lab.directory / "exits.json")
@@ -100,3 +125,29 @@ def test_the_noise_scale_is_that_of_one_process_with_the_same_small_batches(trai
     lines = ledger(trained.run(way))
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["noise_scale_interval"]["in_effect"] == "2 steps measured"
+
+
+@pytest.mark.parametrize("way", AVERAGED_WAYS)
+def test_processes_average_their_shards(trained, way):
+    one, two = trained.run("averaged"), trained.run(way)
+    assert ledger(two)["average_decay"]["agrees"]
+    for name, expected in weights(one).items():
+        assert (weights(two)[name] - expected).norm() < 1e-3 * max(expected.norm(), 0.1), name
+    losses = [[float(r["val_loss"]) for r in rows(run / "evals.csv")] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # without the average 1e-3 apart
+
+
+def test_two_processes_train_as_one_does_on_short_and_easy_samples(trained):
+    one, two = trained.run("easy"), trained.run("easy_ddp")
+    assert column(one, "train_loss") == pytest.approx(column(two, "train_loss"), rel=1e-4)
+    first, second = (read_json(run / "metrics.json") for run in (one, two))
+    assert first["data_order_sha256"] == second["data_order_sha256"] and first["flops"] == second["flops"]
+    assert all(line["agrees"] for line in ledger(two).values())
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_plan_of_a_sharded_run_is_what_it_measures(trained, unit):
+    settings = {**RUN, **PLANNED, "shard_unit": unit}
+    metrics = read_json(trained.run(f"planned_{unit}") / "metrics.json")
+    planned = plan.estimate(trained.lab.config(**settings), 256, "cpu", 2)
+    assert planned.peak / 2**30 == pytest.approx(metrics["peak_memory_gib"], rel=0.05)

@@ -1,0 +1,81 @@
+"""A step as one CUDA graph on a GPU: the same losses, weights and verdicts as without, sooner."""
+
+import pytest
+import torch
+from engine_runs import column, ledger, read_json
+
+from engine.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+RUN = {
+    "device": "cuda",
+    "layers": 4,
+    "heads": 4,
+    "width": 128,
+    "context": 64,
+    "batch_size": 16,
+    "steps": 40,
+    "warmup_steps": 5,
+    "dropout": 0.1,
+    "token_dropout": 0.1,
+    "weight_decay": 0.1,
+    "eval_batch_size": 4,
+    "eval_interval": 10,
+    "gradient_norm_layers": [0, 3],
+    "activation_norm_layers": [1],
+}
+WAYS = {
+    "plain": {},
+    "sgd": {"optimizer": "sgd"},
+    "muon": {"optimizer": "muon"},
+    "accumulated": {"micro_batch_size": 4},
+    "skips": {"on_divergence": "skip"},
+    "averaged": {"average_decay": 0.9},
+    "compiled": {"compile": "model", "precision": "bf16"},
+    "blocks": {"compile": "blocks", "precision": "bf16", "optimizer": "muon", "loss_kernel": "fused"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_replayed_step_is_the_step(lab, way):
+    """Bit for bit but for sums in any order; other random numbers or learning rates would show much more."""
+    settings = {**RUN, **WAYS[way]}
+    runs = [lab.launch(run=f"g{on}", **settings, step_graph=on) for on in (False, True)]
+    lines = ledger(runs[1])
+    assert [what for what, line in lines.items() if not line["agrees"]] == []
+    assert lines["step_graph"]["in_effect"] == "37 of 40 steps replayed"
+    for name in ("train_loss", "grad_norm", "gradient_norm_0", "gradient_norm_3", "activation_norm_1", "lr"):
+        assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=2e-3), name
+    losses = [read_json(run / "metrics.json")["val_loss"] for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_a_resumed_run_goes_on_as_it_was(lab, monkeypatch):
+    settings = {**RUN, "checkpoint_interval": 20, "step_graph": True}
+    whole = lab.train(run="whole", **settings)
+    step = Trainer._one_step
+
+    def stops(trainer, batch):
+        if batch.step == 25:
+            raise InterruptedError
+        step(trainer, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Trainer, "_one_step", stops)
+        lab.train(run="resumed", **settings)
+    resumed = lab.train(run="resumed", **settings)
+    assert ledger(resumed)["step_graph"]["in_effect"] == "17 of 20 steps replayed"
+    for name in ("train_loss", "lr"):
+        assert column(resumed, name) == pytest.approx(column(whole, name), rel=2e-3), name
+
+
+def test_a_small_model_trains_sooner(lab):
+    settings = {**RUN, "steps": 60, "compile": "model", "precision": "bf16", "optimizer": "muon"}
+    runs = [lab.launch(run=f"t{on}", **settings, step_graph=on) for on in (False, True)]
+    milliseconds = [1000 * sorted(column(run, "step_seconds"))[30] for run in runs]
+    assert milliseconds[1] < 0.6 * milliseconds[0], milliseconds
