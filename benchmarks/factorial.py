@@ -99,6 +99,7 @@ GPU_BLOCKS = GPU | {"compile": "blocks"}
 BY_AUTOGRAD = {"gradient_sums": "autograd"}
 BY_BLOCK = BY_AUTOGRAD | {"compile": "blocks"}  # a gathered block ends a graph
 TWO_SHARDS = {"processes": 2, "data_parallel": "fsdp"}
+STATE = {"pruning": "state", "optimizer": "adamwprune"}
 
 LATENT = {"attention_form": "latent", "latent_width": 128}
 RECIPROCAL = LATENT | {"reciprocal_alpha": 0.25}
@@ -200,6 +201,19 @@ EXPERIMENTS = {
                     "reciprocal, fused, whole context": RECIPROCAL
                     | {"attention": "flex", "reciprocal_window": 1024},
                     "reciprocal, written out": RECIPROCAL | {"attention": "manual"},
+                }
+            },
+        ),
+        Experiment(
+            "pruning",
+            "What does pruning cost a step: its masks, and ranking all weights?",
+            GPU,
+            {
+                "pruning": {
+                    "masks": STATE | {"pruning_interval": 5},
+                    "masks, movement": {"pruning": "movement", "pruning_interval": 5},
+                    "ranked every step": STATE | {"pruning_interval": 1},
+                    "ranked every step by a sample": STATE | {"pruning_interval": 1, "pruning_sample": 0.02},
                 }
             },
         ),

@@ -29,6 +29,7 @@ ROWS = (
     "samples.jsonl",
     "noise_scale.csv",
     "attention.csv",
+    "sparsity.csv",
 )  # what the run directory must hold again after a restart
 
 

@@ -20,6 +20,9 @@ from engine.declare import Setting, setting
 from engine.errors import ConfigError
 from engine.models import MODELS
 from engine.optimizers import OPTIMIZERS
+from engine.pruning import METHODS, PATTERNS, PRUNES, SIGNED_METHODS, THRESHOLDS
+from engine.pruning.ramp import RAMPS
+from engine.pruning.scores import SCORES
 
 try:
     import tomllib
@@ -224,7 +227,7 @@ class Model:
     )
 
 
-WITH_TWO_MOMENTS = ("adamw", "adam", "adamw8bit", "muon", "spam", "adamwspam_legacy")  # of optimizers
+WITH_TWO_MOMENTS = ("adamw", "adam", "adamw8bit", "muon", "spam", "adamwspam_legacy", "adamwprune")
 
 
 @dataclass(frozen=True)
@@ -447,6 +450,79 @@ class Training:
         "them, with the weights cast once a step",
         choices=("autograd", "fused"),
         only_if={"precision": ("bf16",), "model": ("gpt",)},
+    )
+
+
+@dataclass(frozen=True)
+class Pruning:
+    pruning: str = setting(
+        "none",
+        "weights that become zero during training: the smallest (magnitude), those that moved towards zero by their "
+        "gradients (movement) or from where they began (movement_original), or by the optimizer's moments (state)",
+        choices=METHODS,
+    )
+    pruning_score: str = setting(
+        "bitter3",
+        "what state ranks weights by: a definition of engine/pruning/scores.py",
+        choices=SCORES,
+        only_if={"pruning": ("state",)},
+    )
+    sparsity: float = setting(
+        0.5,
+        "share of the prunable weights that are zero at the end",
+        above=0,
+        below=1,
+        only_if={"pruning": PRUNES},
+    )
+    pruning_start: int = setting(
+        0, "updates before any weight is pruned", unit="steps", at_least=0, only_if={"pruning": PRUNES}
+    )
+    pruning_hold: int = setting(
+        0,
+        "last updates of the run, for which sparsity stays at its end",
+        unit="steps",
+        at_least=0,
+        only_if={"pruning": PRUNES},
+    )
+    pruning_ramp: str = setting(
+        "linear",
+        "how sparsity rises: evenly, slowly at first (cubic_late), or slowly at last (cubic_early)",
+        choices=RAMPS,
+        only_if={"pruning": PRUNES},
+    )
+    pruning_interval: int = setting(
+        50, "updates between rankings of the weights", unit="steps", at_least=1, only_if={"pruning": PRUNES}
+    )
+    pruning_threshold: str = setting(
+        "global",
+        "weights are ranked together (global), each tensor's by themselves (layer), or so with 0.7 × sparsity in the "
+        "first tensor to 1.3 × in the last (layer_ramp)",
+        choices=THRESHOLDS,
+        only_if={"pruning": PRUNES},
+    )
+    pruning_sample: float = setting(
+        1.0,
+        "share of the scores, drawn at random, from which a threshold is estimated; 1: exact",
+        above=0,
+        at_most=1,
+        only_if={"pruning": PRUNES},
+    )
+    pruning_pattern: str = setting(
+        "unstructured",
+        "any weights, or two of every four neighbours of a row (2:4); a mask only: products stay dense",
+        choices=PATTERNS,
+        only_if={"pruning": PRUNES},
+    )
+    pruning_exclude: str = setting(
+        "",
+        "parts of names of tensors that are not pruned, with commas: token_embedding,layers.0; empty: the weights of "
+        "all linear layers are, the head's with them, and a token embedding that is tied to it",
+        only_if={"pruning": PRUNES},
+    )
+    pruning_regrowth: bool = setting(
+        False,
+        "pruned weights come back when others rank below them",
+        only_if={"pruning": (*SIGNED_METHODS, "state")},
     )
 
 
@@ -703,6 +779,7 @@ class Config:
     optimizer: Optimizer
     schedule: Schedule
     training: Training
+    pruning: Pruning
     guards: Guards
     parallel: Parallel
     memory: Memory

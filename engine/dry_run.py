@@ -26,6 +26,7 @@ from engine.memory import apply_activation_checkpointing
 from engine.models import MODELS
 from engine.offload import offload, to_host
 from engine.optimizers import LIBRARIES, OPTIMIZERS, groups, is_installed
+from engine.pruning.masks import Pruner
 from engine.step import AUTOCAST
 from engine.tape import Tape, Trace
 
@@ -155,6 +156,11 @@ class DryRun:
             if self.config.training.average_decay:
                 size = sum(p.untyped_storage().nbytes() for p in parameters)
                 tape.take(size * self.share, ("parameters", "averaged weights"))
+            pruner = Pruner(
+                self.model, self.optimizer, self.config.pruning, steps=self.config.training.steps, seed=0
+            )
+            for tensor in pruner.held:
+                tape.relabel(tensor, ("optimizer", "pruning masks"), self.share)
             self._step()
             self._name_state()
             if self.on_gpu:

@@ -85,6 +85,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.curriculum.lines(),
         *run.monitor.lines(),
         *run.attention.lines(run.evaluations),
+        *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),
         *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),

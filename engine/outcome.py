@@ -16,8 +16,10 @@ def diverged(run, end: Diverged) -> None:
         run.recorder.flush()
         run.monitor.write(run.directory, end.step)
         run.noise.write(run.directory)
+        run.sparsity.write(run.directory)
         looked = [run.attention.table(run.directory)] if run.attention.count else []
-        for table in (run.recorder.table, run.evals, *run.noise.tables(run.directory), *looked):
+        more = (*run.noise.tables(run.directory), *run.sparsity.tables(run.directory), *looked)
+        for table in (run.recorder.table, run.evals, *more):
             table.cut(end.step)
         rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}
@@ -37,9 +39,11 @@ def complete(run) -> None:
     data_order = run.shards.drawn.digest(drawn, run.tokens.sha256("train"))
     with run.average.in_place():
         _save_model(run)
+        run.sparsity.finish()
     if run.ranks.is_first:
         run.noise.write(run.directory)
         run.monitor.write(run.directory)
+        run.sparsity.write(run.directory)
         metrics = _summary(run, data_order)
     figures, lines = latency.of_run(run)
     run.ledger += lines + scaling.probe(run)
@@ -71,6 +75,7 @@ def _summary(run, data_order: str) -> dict:
         "tokens": tokens,
         "train_loss": sum(last) / len(last),
         **_validation(run, evals),
+        **run.sparsity.figures(run.directory, run.evals.read(), run.parameter_count),
         **evaluated(
             run.config,
             run.tokens.validation,
@@ -93,7 +98,7 @@ def _summary(run, data_order: str) -> dict:
         **_memory(run, rows),
         **guards.counts(run.step.guard, run.step.loss_scale),
         **counters.figures(rows, counters.names(run.optimizer), run.parameter_count),
-        "optimizer_memory_multiple": observe.memory_multiple(run.optimizer),
+        "optimizer_memory_multiple": observe.memory_multiple(run.optimizer, run.pruner.held),
         **run.monitor.figures(),
         "train_seconds": sum(float(row["step_seconds"]) for row in rows),
         **run.seconds,

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from engine.data import DOCUMENTS, LABELLED, PADDED, SEPARATING, TEXTS, TOKENIZERS
 from engine.optimizers import ON_DEVICE_ONLY
+from engine.pruning import rules as pruning
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
 SHORTEST_INTERVAL = 0.05  # seconds between two looks at the device
@@ -28,6 +29,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_steps(config),
         *_lengths(config),
         *_curriculum(config),
+        *pruning.checks(config),
         *_memory(config),
         *_gradient_sums(config),
         *_step_graph(config),
@@ -307,6 +309,12 @@ def _step_graph(c) -> list[Check]:
             t.gradient_sums,
             t.gradient_sums != "autograd",
             "its steps are counted; use autograd",
+        ),
+        (
+            "pruning",
+            c.pruning.pruning,
+            c.pruning.pruning != "none",
+            "the host knows when weights are ranked; use none",
         ),
         ("float8", True, t.float8, "not tried"),
         ("first_length", t.first_length, t.first_length > 0, "all steps must have one shape; use 0"),

@@ -12,6 +12,7 @@ from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
 from engine.optimizers import counters
 from engine.profiling import part
+from engine.pruning.masks import Pruner
 from engine.schedule import of_step
 from engine.step_graph import StepGraph
 
@@ -34,6 +35,7 @@ class Step:
         keep_gradients: bool = False,
         as_graph: bool = False,
         gradient_norm_layers: tuple[int, ...] = (),
+        pruner: Pruner | None = None,
     ):
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
@@ -50,6 +52,8 @@ class Step:
         )
         self.guard = Guard(guards, ranks.device, scaled=training.precision == "fp16")
         self.block_norms = BlockNorms(parallel.unwrapped(model), gradient_norm_layers, ranks)
+        self.pruner, self.number = pruner, -1  # of the newest step
+        self.ranked = False  # whether weights were ranked in it
         self.after_forward: Callable[[], None] | None = None  # called once a micro-batch, for measuring
         self.graph = StepGraph(self.compute, optimizer, ranks.device) if as_graph else None
 
@@ -73,7 +77,7 @@ class Step:
 
     def __call__(self, step: int, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict:
         """Train on this rank's micro-batches of (inputs, targets), each (B, T)."""
-        lr = self.set_lr(step)
+        self.number, lr = step, self.set_lr(step)
         measured = (self.graph or self.compute)(micro_batches)
         refused = measured.pop("refused")
         if self.guard.active:
@@ -128,6 +132,8 @@ class Step:
             self._forward_backward(inputs, targets, scale * self.loss_factor / count)
         if self.sums:
             self.sums.exchange()
+        if self.pruner:
+            self.pruner.mask_gradients()
         norm = titan.clip_gradients(self.parameters, 0)
         self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
         return norm / scale
@@ -148,6 +154,8 @@ class Step:
         """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own."""
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
+        if self.pruner:
+            self.pruner.mask_gradients()
         squares = self.block_norms.squares()
         if hasattr(self.optimizer, "before_clipping"):
             self.optimizer.before_clipping()
@@ -158,12 +166,16 @@ class Step:
         refused = self.guard.judge(loss, grad_norm) if self.guard.active else None
         if hasattr(self.optimizer, "grad_norm"):
             self.optimizer.grad_norm = grad_norm
+        if self.pruner:
+            self.pruner.before_update(grad_norm, refused)
         if self.loss_scale:
             self.loss_scale.step(self.optimizer, grad_norm, refused)
         elif refused is not None:
             step_unless(refused, self.optimizer)
         else:
             self.optimizer.step()
+        if self.pruner:
+            self.ranked = self.pruner.after_update(self.number)
         self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
         return refused
 

@@ -20,7 +20,9 @@ Batches = list[tuple[torch.Tensor, torch.Tensor]]
 class StepGraph:
     """Callable as the `compute` that it is given: micro-batches → tensors on the device, which are the caller's."""
 
-    def __init__(self, compute: Callable[[Batches], dict], optimizer: torch.optim.Optimizer, device: torch.device):
+    def __init__(
+        self, compute: Callable[[Batches], dict], optimizer: torch.optim.Optimizer, device: torch.device
+    ):
         """The optimizer's learning rates become tensors, because a recording reads nothing but memory."""
         self._compute, self._optimizer = compute, optimizer
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]

@@ -39,6 +39,8 @@ from engine.noise_scale import NoiseScale
 from engine.operations import Operations
 from engine.optimizers import counters
 from engine.profiling import Profiler, part
+from engine.pruning.masks import Pruner
+from engine.pruning.sparsity import Sparsity
 from engine.samples import Sampler
 from engine.shards import Shards
 from engine.step import Step
@@ -89,6 +91,8 @@ class Trainer:
         self.parameter_count = sum(p.numel() for p in self.model.parameters())
         self.flop_parameters = self.task.flop_parameters(parallel.unwrapped(self.model))
         self.optimizer = build_optimizer(self.model, config)
+        self.pruner = Pruner(self.model, self.optimizer, config.pruning, steps=t.steps, seed=config.run.seed)
+        self.sparsity = Sparsity(self.pruner, self.tokens_seen)
         self.step = Step(
             self.model,
             self.optimizer,
@@ -100,6 +104,7 @@ class Trainer:
             keep_gradients=compiling.keeps_gradients(config.compile),
             as_graph=config.compile.step_graph,
             gradient_norm_layers=config.logging.gradient_norm_layers,
+            pruner=self.pruner,
         )
         self.average = averaging.Average(self.model, t.average_decay)
         self.noise = NoiseScale(self.step, config.logging.noise_scale_interval, t.batch_size)
@@ -108,7 +113,7 @@ class Trainer:
             self.optimizer,
             ranks.device,
             compiled=config.compile.compile != "none",
-            held=self.average.held,
+            held=[*self.average.held, *self.pruner.held],
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.seconds |= {"noise_scale_seconds": 0.0} if self.noise.interval else {}
@@ -253,7 +258,8 @@ class Trainer:
     @property
     def stateful(self) -> dict:
         """What a checkpoint must hold besides weights, optimizer and random states."""
-        return self.step.stateful | ({"average": self.average} if self.average.decay else {})
+        own = {"average": self.average} if self.average.decay else {}
+        return self.step.stateful | own | ({"pruner": self.pruner} if self.pruner.tensors else {})
 
     @property
     def steps_here(self) -> int:
@@ -303,6 +309,9 @@ class Trainer:
     def _step(self, step: int, micro_batches) -> dict:
         measured = self.step(step, micro_batches)
         self.average.update()
+        if self.step.ranked:
+            self.pruner.mask_copies(self.average.held)
+            self.sparsity.note(step)
         return measured
 
     def _measured_step(self, batch, micro_batches) -> dict:
@@ -374,6 +383,7 @@ class Trainer:
         )
         found = {name: scores[name.removeprefix("val_")] for name in self.task.EVAL_COLUMNS}
         self.evaluations += 1
+        self.sparsity.note(step)
         self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype
         if on_gpu:
             peak = torch.cuda.max_memory_allocated(self.ranks.device)
@@ -405,4 +415,5 @@ class Trainer:
         if self.ranks.is_first:
             self.recorder.flush()
             self.noise.write(self.directory)
+            self.sparsity.write(self.directory)
         self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.stateful)

@@ -337,7 +337,7 @@ def _reached(study: _Study, run: str, seed: int, by: str, target: float) -> tupl
 
 
 def _sparsity(study: _Study) -> Iterator[Finding]:
-    """The share of weights that are exactly 0 at the end, of runs that say it."""
+    """The share of the prunable weights that are exactly 0 at the end, of runs that say it."""
     for name in study.runs:
         shares = [
             share
@@ -348,9 +348,8 @@ def _sparsity(study: _Study) -> Iterator[Finding]:
             estimate = statistics.mean_interval(shares)
             interval = "" if estimate.half_width is None else f" ± {100 * estimate.half_width:.1f}"
             count = "one seed" if len(shares) == 1 else f"{len(shares)} seeds"
-            yield Finding(
-                f"{name} ended with {100 * estimate.mean:.1f}{interval} % of its weights 0; {count}.", (name,)
-            )
+            share = f"{100 * estimate.mean:.1f}{interval} %"
+            yield Finding(f"{name} ended with {share} of its prunable weights 0; {count}.", (name,))
 
 
 def _noise_scale(study: _Study) -> Iterator[Finding]:

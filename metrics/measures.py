@@ -68,6 +68,10 @@ METRICS = {
     "best_val_loss": Metric("best validation loss", NATS, _metric("best_val_loss")),
     "val_accuracy": _share("validation accuracy", _metric("val_accuracy")),
     "best_val_accuracy": _share("best validation accuracy", _metric("best_val_accuracy")),
+    "best_val_loss_at_target": Metric(
+        "best validation loss at the target sparsity", NATS, _metric("best_val_loss_at_target")
+    ),
+    "sparsity": _share("sparsity of the prunable weights", _metric("sparsity")),
     "train_loss": Metric("training loss", NATS, _metric("train_loss")),
     "samples_per_second": Metric(
         "throughput", "samples/s", _metric("samples_per_second"), better="higher", cost=True

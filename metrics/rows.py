@@ -64,6 +64,7 @@ LATENCY_KEYS = (
     "cache_bytes",
     "cache_bytes_per_token",
 )
+SPARSITY_COLUMNS = (*COUNT_COLUMNS, "target", "sparsity")
 TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
 # The same of a classifier.
 LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
@@ -141,8 +142,8 @@ class Results:
 
     Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*,
     gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy); and of runs that measured it
-    `noise` (run, seed, NOISE_COLUMNS), `attention` (run, seed, ATTENTION_COLUMNS and those of more layers) and
-    `device` (run, seed, DEVICE_COLUMNS).
+    `noise` (run, seed, NOISE_COLUMNS), `attention` (run, seed, ATTENTION_COLUMNS and those of more layers),
+    `device` (run, seed, DEVICE_COLUMNS) and, of runs that prune, `sparsity` (run, seed, SPARSITY_COLUMNS).
     """
 
     study: Study
@@ -152,6 +153,7 @@ class Results:
     noise: pl.DataFrame = field(default_factory=lambda: _concat([], NOISE_COLUMNS))
     attention: pl.DataFrame = field(default_factory=lambda: _concat([], COUNT_COLUMNS))
     device: pl.DataFrame = field(default_factory=lambda: _concat([], DEVICE_COLUMNS))
+    sparsity: pl.DataFrame = field(default_factory=lambda: _concat([], SPARSITY_COLUMNS))
 
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
@@ -195,6 +197,11 @@ def read(directory: Path) -> Results:
         for one in done
         if one.config.get("monitor_interval")
     ]
+    sparsity = [
+        _rows(directory, one, "sparsity.csv", SPARSITY_COLUMNS)
+        for one in done
+        if one.config.get("pruning", "none") != "none"
+    ]
     return Results(
         study,
         runs,
@@ -203,6 +210,7 @@ def read(directory: Path) -> Results:
         _concat(noise, NOISE_COLUMNS),
         _concat(attention, COUNT_COLUMNS),
         _concat(device, DEVICE_COLUMNS),
+        _concat(sparsity, SPARSITY_COLUMNS),
     )
 
 

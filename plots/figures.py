@@ -32,6 +32,7 @@ FRONTIER = (
 NOISE = (
     "Single measurements scatter, and may be negative, which a logarithmic axis leaves out: see the findings."
 )
+ZEROS = "Counted in the weights, whenever they were ranked and at evaluations; runs that prune nothing are not drawn."
 GRID = "Means over seeds; × marks a cell whose runs diverged, a frame the best."
 EPOCH = (
     "What one pass over the training rows takes at each run's median step, compiling not counted. Says nothing of "
@@ -205,7 +206,17 @@ def _curves(summary: Summary) -> list[Drawn]:
         for frame, name, title, axis, how in asked
         if _has_values(frame, name)
     ]
-    return [*_accuracy(summary), *drawn, *_gradients(summary, points)]
+    return [*_accuracy(summary), *drawn, *_sparsity(summary, points), *_gradients(summary, points)]
+
+
+def _sparsity(summary: Summary, points: int) -> list[Drawn]:
+    """The share of zeros over steps, of runs that prune."""
+    if summary.results.sparsity.is_empty():
+        return []
+    frame = curves(summary.results, summary.results.sparsity, ("sparsity",), points)
+    title, axis = "Sparsity of the prunable weights", "share that is zero"
+    chart = charts.curve(frame, "sparsity", title, axis, list(summary.results.study.runs), points=True)
+    return [Drawn("sparsity", title, chart, ZEROS)]
 
 
 def _gradients(summary: Summary, points: int) -> list[Drawn]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from metrics.criteria import criteria
 from metrics.epochs import best_by, mean_epochs
 from metrics.measures import COUNTED, METRICS, Metric
+from metrics.pruning import layers
 from metrics.scaling import PARTS, TOGETHER, Scaling, scalings
 from metrics.statistics import Estimate, Ratio
 from metrics.summary import RunSummary, Summary
@@ -21,6 +22,7 @@ SPEEDUP = (
     "paired seeds"
 )
 LOST = "Scaling, where the time goes: % of a step, 95 % interval over seeds; the parts add up to what is lost"
+SHARES = ("sparsity", "sparsity_low", "sparsity_high", "target")
 CRITERIA = "Criteria: what the study set out to reach"
 OPTIMIZERS = (
     "Optimizers: weights, state and masks over weights; single gradients cut, g² / v before; mean over seeds"
@@ -117,6 +119,25 @@ def _share(estimate: Estimate | None) -> str:
     half = estimate.half_width
     mean = f"{100 * estimate.mean:z.1f}"  # z: what is rounded to 0 has no sign
     return mean if half is None else f"{mean} ± {100 * half:.1f}"
+
+
+def sparsity_tables(summary: Summary) -> dict[str, Table]:
+    """run -> a row a prunable tensor, then all together: share that is zero, in percent; of runs that prune."""
+    runs = layers(summary.results).partition_by("run", as_dict=True, maintain_order=True)
+    return {
+        run: (
+            ["tensor", "weights", "zero (%)", "lowest seed", "highest seed", "target (%)"],
+            [
+                [row["tensor"], f"{row['weights']:,}", *(_percent(row[c]) for c in SHARES)]
+                for row in own.to_dicts()
+            ],
+        )
+        for (run,), own in runs.items()
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
 
 
 def epoch_tables(summary: Summary) -> dict[str, Table]:

@@ -26,6 +26,7 @@ from plots.outcome_tables import (
     epoch_tables,
     optimizer_tables,
     scaling_tables,
+    sparsity_tables,
 )
 from plots.tables import cost_table, hypothesis_lines, outcome, quality_table, verdicts
 
@@ -57,6 +58,7 @@ def html(summary: Summary) -> str:
         bars=_figures(comparisons(summary)),
         curves=_figures(over_steps(summary)),
         course=_course(summary),
+        sparsity=_sparsity(summary),
         fairness=_fairness(summary),
         ledger=_ledger(summary),
         configuration=_configuration(summary),
@@ -119,6 +121,17 @@ def _course(summary: Summary) -> str:
         parts.append(f"<details><summary>{escape(run)}</summary>{shown}</details>")
     asked = "".join(_table(table, caption) for caption, table in course_tables(summary))
     return f"<h2>Course of training</h2>{asked}{''.join(parts)}" if parts else ""
+
+
+def _sparsity(summary: Summary) -> str:
+    """What was pruned of each tensor, folded away, with the score that decided it."""
+    parts = []
+    for run, table in sparsity_tables(summary).items():
+        how = next(one.metrics["pruning"] for one in summary.results.of(run) if "pruning" in one.metrics)
+        caption = f"{run}: weights that are zero at the end, by {how['score']}, version {how['version']}: "
+        caption += f"{how['formula']}; means over seeds"
+        parts.append(f"<details><summary>{escape(run)}</summary>{_table(table, caption)}</details>")
+    return f"<h2>Sparsity of tensors</h2>{''.join(parts)}" if parts else ""
 
 
 def _figures(drawn: Sequence[Figure]) -> str:

@@ -78,6 +78,8 @@ def quality_table(summary: Summary, full: bool = False) -> Table:
         others = ["test_accuracy", "test_loss"]
     if full:
         others += [
+            "sparsity",
+            "best_val_loss_at_target",
             "test_loss",
             "test_accuracy",
             "val_loss",

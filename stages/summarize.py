@@ -23,6 +23,7 @@ from metrics import (
     frames,
     grid_results,
     hypothesis,
+    pruning,
     rows,
     scaling,
     summary,
@@ -58,7 +59,7 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
 def write_tables(reports: Path, study: summary.Summary) -> Path:
     """table.csv, table.md, table.tex and report.html; returns the report's path.
 
-    Also epochs.csv and, of a study that declares any, scaling.csv, criteria.csv, grid.csv, course.csv,
+    Also epochs.csv and, of a study that has any, scaling.csv, criteria.csv, grid.csv, sparsity.csv, course.csv,
     equal_seconds.csv and targets.csv.
     """
     frames.table_frame(study).write_csv(reports / "table.csv")
@@ -67,6 +68,7 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
         "scaling.csv": scaling.scaling_frame(study),
         "criteria.csv": criteria.criteria_frame(study),
         "grid.csv": grid_results.grid_frame(study),
+        "sparsity.csv": pruning.layers(study.results),
     }
     declared |= course.frames(study)
     for name, frame in declared.items():

@@ -36,6 +36,8 @@ SMALL = {
     "batch_size": 4,
     "eval_batch_size": 8,
 }
+# Settings that an optimizer cannot be without.
+NEEDS = {"adamwprune": {"pruning": "state", "pruning_interval": 1}}
 WORDS = """a and are as at bear bird by cold day fish for from green hill in is it lake long moss night
 not of on or owl rain red river run see sky snow stone sun that the tree was water wind with wolf wood"""
 

@@ -14,7 +14,10 @@ OPTIMIZERS = {
     "muon": "engine.optimizers.muon",
     "spam": "engine.optimizers.spam",
     "adamwspam_legacy": "engine.optimizers.adamwspam_legacy",
+    "adamwprune": "engine.optimizers.adamwprune",
 }
+# Those that keep `exp_avg` and `exp_avg_sq` of every parameter in fp32, which state-based pruning reads.
+ADAM_MOMENTS = ("adamw", "adam", "adamwprune")
 LIBRARIES = {"adamw8bit": "bitsandbytes"}  # optimizer → the library that it needs, beyond torch
 ON_DEVICE_ONLY = (
     "adamwspam_legacy",

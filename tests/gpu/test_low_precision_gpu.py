@@ -32,6 +32,7 @@ MIB = 2**20
 CHUNK = 10 * MIB
 STATE_BYTES = {"adamw": 8, "adam": 8, "sgd": 4, "adamw8bit": 2}  # a parameter, but for what is small
 STATE_BYTES |= {"spam": 8, "adamwspam_legacy": 12}
+STATE_BYTES["adamwprune"] = 8
 STATE_BYTES["muon"] = 8  # of what is no matrix of a block: see test_muon_gpu.py
 
 

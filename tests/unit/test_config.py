@@ -17,6 +17,7 @@ from engine.config import (
     value_problems,
 )
 from engine.errors import ConfigError
+from engine.optimizers import OPTIMIZERS
 from engine.rundir import toml as resolved_toml
 
 
@@ -133,10 +134,7 @@ def test_a_wrong_type_is_told_with_what_is_allowed(values, message):
         ({"seed": -1}, "seed = -1: must be a whole number ≥ 0 and ≤ 4294967295"),
         ({"seed": 2**32}, "seed = 4294967296: must be a whole number ≥ 0 and ≤ 4294967295"),
         ({"precision": "fp8"}, "precision = 'fp8': must be one of fp32, bf16, fp16"),
-        (
-            {"optimizer": "sdg"},
-            "optimizer = 'sdg': must be one of adamw, adam, adamw8bit, sgd, muon, spam, adamwspam_legacy",
-        ),
+        ({"optimizer": "sdg"}, f"optimizer = 'sdg': must be one of {', '.join(OPTIMIZERS)}"),
     ],
 )
 def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
@@ -153,7 +151,7 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
         (
             {"optimizer": "sgd", "beta1": 0.8},
             "beta1 = 0.8: would do nothing with optimizer = sgd; it needs optimizer = adamw or adam or adamw8bit or "
-            "muon or spam or adamwspam_legacy",
+            "muon or spam or adamwspam_legacy or adamwprune",
         ),
         (
             {"schedule": "constant", "min_lr_fraction": 0.5},

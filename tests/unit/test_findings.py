@@ -196,8 +196,8 @@ def test_sparsity_that_was_reached(study):
     measured(results, "dense", sparsity=0.0)
     measured(results, "pruned", sparsity=lambda seed: 0.49 + seed / 1000)
     half = 100 * 4.302653 * 0.001 / math.sqrt(3)
-    assert found(results, "weights 0") == [
-        (f"pruned ended with 49.2 ± {half:.1f} % of its weights 0; 3 seeds.", ("pruned",))
+    assert found(results, "prunable weights 0") == [
+        (f"pruned ended with 49.2 ± {half:.1f} % of its prunable weights 0; 3 seeds.", ("pruned",))
     ]
 
 

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_runs import NEEDS
 
 from engine import tasks
 from engine.build import build_model, build_optimizer
@@ -366,6 +367,7 @@ def test_every_model_builds_and_has_finite_gradients(name):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_model_and_optimizer_overfits_one_batch(name, optimizer):
     own = {"sgd": {"lr": 0.3}, "spam": {"lr": 1e-2, "spam_warmup_steps": 10}}.get(optimizer, {"lr": 1e-2})
+    own |= NEEDS.get(optimizer, {})
     settings = config(model=name, **OF_MODEL[name], optimizer=optimizer, **own, weight_decay=0.0)
     if problem := missing_library(settings.optimizer):
         pytest.skip(problem)

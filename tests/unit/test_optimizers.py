@@ -103,6 +103,7 @@ REFERENCES = {
     "adam": adam,
     "adamw8bit": adamw,
     "sgd": sgd,
+    "adamwprune": adamw,
 }
 REFERENCES["muon"] = adamw  # of what is no matrix of a block; of those in test_muon.py
 ADAM = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}
@@ -267,6 +268,7 @@ def disagreeing(found: dict) -> list[str]:
         # Two fp32 moments, and a step count a tensor: 8 + 2·4 / 8,256.
         ("adamw", "fused", "8.00 bytes a parameter"),
         ("adam", "fused", "8.00 bytes a parameter"),
+        ("adamwprune", "fused", "8.00 bytes a parameter"),
         ("sgd", "fused", "4.00 bytes a parameter"),
         # And of spam two counts a tensor; AMSGrad's moment is a third.
         ("spam", "plain", "8.00 bytes a parameter"),
