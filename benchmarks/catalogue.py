@@ -142,6 +142,16 @@ CATALOGUE = (
         (f"{GPU}runtime_gpu.py::test_a_replayed_graph_is_not_visible",),
     ),
     Technique(
+        "CUDA graph of the whole step",
+        {"step_graph": True},
+        "step graph",
+        ON,
+        (
+            f"{GPU}step_graph_gpu.py::test_a_replayed_step_is_the_step",
+            f"{UNIT}step_graph.py::test_a_step_that_was_not_replayed_is_told_by_the_ledger",
+        ),
+    ),
+    Technique(
         "torch.compile, max-autotune",
         {"compile": "model", "compile_mode": "max-autotune-no-cudagraphs"},
         "compile mode",

@@ -23,6 +23,7 @@ SLOTS = {
         "reduce-overhead": {"compile_mode": "reduce-overhead"},
         "max-autotune": {"compile_mode": "max-autotune-no-cudagraphs"},
     },
+    "step graph": {ON: {"step_graph": True}},
     "attention": {kernel: {"attention": kernel} for kernel in ("sdpa", "efficient", "flash", "cudnn")},
     "loss": {"fused": {"loss_kernel": "fused"}, "chunked": {"loss_kernel": "chunked"}},
     "padded vocabulary": {ON: {"pad_vocabulary_to": 64}},
@@ -56,7 +57,7 @@ ALL_ON = {
 }
 GROUPS = {
     "precision": ("mixed precision", "tf32", "residual stream", "float8", "gradient sums"),
-    "compiling": ("compile", "compile mode"),
+    "compiling": ("compile", "compile mode", "step graph"),
     "attention": ("attention",),
     "mlp_and_loss": ("loss", "activation"),
     "checkpointing": ("checkpointing", "accumulation"),
