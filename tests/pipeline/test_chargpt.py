@@ -23,8 +23,9 @@ SMALL = (
     "tf32=false",
     "seeds=[1]",
     "~runs.rotary",
-    "~runs.swiglu",
-    "~runs.regularized",
+    "~runs.muon",
+    "~runs.dropout",
+    "falsified_by.when=[{run: recipe, measure: val_loss, at_least: 9.0}]",
     "+runs.easy_first={first_length: 4, lengthening_steps: 4, "
     "curriculum: rarity, curriculum_steps: 3, curriculum_start: 0.2}",
 )

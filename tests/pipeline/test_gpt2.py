@@ -37,6 +37,7 @@ SMALL = (
     "runs.bitter3_longer.pruning_hold=4",
     "budget=1024",
     "perplexity_at=[4,8]",
+    "latency_lengths=[4,8]",
     "targets=[5.6]",
     "criteria=[]",
     "metric=val_loss",  # which needs no stage of its own

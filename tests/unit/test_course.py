@@ -124,6 +124,8 @@ def test_what_a_pruned_run_had_while_it_was_dense_is_not_its_best(results):
         path.write_text(path.read_text() + '\n[pruning]\npruning = "magnitude"\npruning_hold = 50\n')
         path = results / f"sgd-{seed}" / "metrics.json"
         write_json(path, json.loads(path.read_text()) | {"best_val_loss_at_target": LN(9.0)})
+        course_of_sparsity = "step,tokens_seen,target,sparsity\n249,1024000,0.5,0.5\n"
+        (results / f"sgd-{seed}" / "sparsity.csv").write_text(course_of_sparsity)
     study = summarized(results)
     sgd = course.courses(study)[2]
     assert sgd.best.mean == pytest.approx(9 * 1.005) and sgd.at[200].mean == pytest.approx(8 * 1.005)
