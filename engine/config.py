@@ -19,7 +19,7 @@ from engine.data import BY_POSITION, DOCUMENTS, LABELLED, TEXTS, TOKENIZERS
 from engine.declare import Setting, setting
 from engine.errors import ConfigError
 from engine.models import MODELS
-from engine.optimizers import OPTIMIZERS
+from engine.optimizers import OPTIMIZERS, WITH_TWO_MOMENTS
 from engine.pruning import METHODS, PATTERNS, PRUNES, SIGNED_METHODS, THRESHOLDS
 from engine.pruning.ramp import RAMPS
 from engine.pruning.scores import SCORES
@@ -225,9 +225,6 @@ class Model:
         below=1,
         only_if={"model": ("gpt",)},
     )
-
-
-WITH_TWO_MOMENTS = ("adamw", "adam", "adamw8bit", "muon", "spam", "adamwspam_legacy", "adamwprune")
 
 
 @dataclass(frozen=True)

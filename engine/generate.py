@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel, tasks, vocabulary
+from engine import parallel, runtime, tasks, vocabulary
 from engine.config import Config, Parallel
 from engine.errors import ConfigError, command
 from engine.evaluate import final_model
@@ -163,6 +163,7 @@ def main() -> None:
         raise ConfigError(problems)
     prompt = encode_prompt(tokenizer, a.prompt).expand(a.samples, -1)
     ranks = parallel.start(Parallel(), a.device)
+    runtime.after_torch(config.runtime, ranks.device)
     with autocast(config.training.precision, ranks.device):
         texts = generate(
             model.to(ranks.device),

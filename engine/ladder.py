@@ -85,7 +85,7 @@ def rungs(config: Config) -> list[tuple[str, dict]]:
     found = []
     if config.training.loss_kernel != "chunked":
         found.append(("chunked loss", {"loss_kernel": "chunked"}))
-    if config.memory.activation_checkpointing != "full":
+    if config.memory.activation_checkpointing != "full" and not config.compile.step_graph:
         found.append(("full activation checkpointing", {"activation_checkpointing": "full"}))
     found += [(f"micro-batch {m}", {"micro_batch_size": m}) for m in _smaller_micro_batches(config)]
     # Uncompiled, the reciprocal term has its scores written out, which is more.

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import parallel
+from engine import parallel, runtime
 from engine.config import Config, Parallel
 from engine.errors import ConfigError, command
 from engine.evaluate import final_model
@@ -29,28 +29,21 @@ from engine.generate import open_run
 from engine.ledger import Line
 from engine.models.attention import Cache, kernel_problems, select_attention
 from engine.operations import Operations
+from engine.rules import latency_problems
 from engine.rundir import write_json
 from engine.scaling import no_garbage
-from engine.step import autocast
+from engine.step import AUTOCAST, autocast
 
 FILE = "latency.json"
 WARM_UP, RUNS = 10, 50
 PERCENTILES = (50, 95)  # linear between the two nearest
 
 
-def problems(lengths: Sequence[int], context: int) -> list[str]:
-    """What is wrong with these lengths for a model that sees `context` tokens."""
-    wrong = [n for n in lengths if not 2 <= n <= context]
-    found = [f"{n} tokens: must be from 2 to the model's context of {context}" for n in wrong]
-    if len(set(lengths)) < len(lengths):
-        found.append(f"{', '.join(map(str, lengths))}: names a length twice")
-    return found
-
-
 @torch.no_grad()
 def measure(model: torch.nn.Module, config: Config, lengths: Sequence[int], device: torch.device) -> dict:
     """The figures of `model`, a GPT on `device` in eval mode: what latency.json holds."""
     began = time.perf_counter()
+    _cast_maps(model, config.training.precision)
     draw = torch.Generator().manual_seed(1)
     with autocast(config.training.precision, device), no_garbage():
         found = [
@@ -68,6 +61,14 @@ def measure(model: torch.nn.Module, config: Config, lengths: Sequence[int], devi
         "lengths": found,
         "seconds": time.perf_counter() - began,
     }
+
+
+def _cast_maps(model: torch.nn.Module, precision: str) -> None:
+    """Autocast keeps its copy of a matrix, but not of latent attention's maps, which it sees as views."""
+    if precision in AUTOCAST:
+        for p in model.parameters():
+            if p.dim() == 3:
+                p.data = p.data.to(AUTOCAST[precision])
 
 
 def _of_length(model, text: torch.Tensor, device: torch.device) -> dict[str, float]:
@@ -130,20 +131,30 @@ def of_run(run) -> tuple[dict[str, float], list[Line]]:
     lengths = run.config.evaluation.latency_lengths
     if not lengths:
         return {}, []
-    figures, lines = {}, []
-    if run.ranks.is_first:
-        with torch.random.fork_rng(devices=[]):  # building a model draws weights, which are replaced
-            model = final_model(run.directory, run.config, run.tokens.meta["vocabulary_size"]).eval()
-        found = measure(model.to(run.ranks.device), run.config, lengths, run.ranks.device)
-        write_json(run.directory / FILE, {**run.identity, **found})
-        longest = max(found["lengths"], key=lambda one: one["length"])
-        figures = {f"latency_{name}": value for name, value in longest.items()}
-        figures["latency_seconds"] = found["seconds"]
-        measured = [one["length"] for one in found["lengths"]]
-        how = f"{FILE}: {RUNS} calls of each kind after {WARM_UP}; attention {', '.join(found['attention_kernels'])}"
-        lines = [Line("latency_lengths", _words(lengths), _words(measured), how, measured == list(lengths))]
+    found = _measured(run, lengths) if run.ranks.is_first else ({}, [])
     parallel.wait_for_all()
-    return figures, lines
+    return found
+
+
+def _measured(run, lengths: Sequence[int]) -> tuple[dict[str, float], list[Line]]:
+    with torch.random.fork_rng(devices=[]):  # building a model draws weights, which are replaced
+        model = final_model(run.directory, run.config, run.tokens.meta["vocabulary_size"]).eval()
+    try:
+        found = measure(model.to(run.ranks.device), run.config, lengths, run.ranks.device)
+    except (
+        RuntimeError
+    ) as error:  # out of memory, or a kernel that refuses: the training is done all the same
+        why = str(error).splitlines()[0]
+        return {}, [Line("latency_lengths", _words(lengths), "not measured", why, False)]
+    write_json(run.directory / FILE, {**run.identity, **found})
+    longest = max(found["lengths"], key=lambda one: one["length"])
+    figures = {f"latency_{name}": value for name, value in longest.items()}
+    figures["latency_seconds"] = found["seconds"]
+    measured = [one["length"] for one in found["lengths"]]
+    how = f"{FILE}: {RUNS} calls of each kind after {WARM_UP}; attention {', '.join(found['attention_kernels'])}"
+    return figures, [
+        Line("latency_lengths", _words(lengths), _words(measured), how, measured == list(lengths))
+    ]
 
 
 def _words(lengths: Sequence[int]) -> str:
@@ -168,7 +179,8 @@ def main() -> None:
     lengths = _lengths(a.lengths)
     config, _, model = open_run(a.directory)
     ranks = parallel.start(Parallel(), a.device)
-    wrong = [f"--lengths: {problem}" for problem in problems(lengths, config.model.context)]
+    runtime.after_torch(config.runtime, ranks.device)
+    wrong = latency_problems("--lengths", lengths, config.model.context)
     wrong += kernel_problems(
         config.model.attention, ranks.device, precision=config.training.precision, dropout=0.0
     )

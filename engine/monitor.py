@@ -87,13 +87,14 @@ class Monitor:
         self.problem = ""  # why something could not be read
         self._began, self._readers, self._device = 0.0, readers, device
         self._stop, self._lock, self._thread = threading.Event(), threading.Lock(), None
-        self._paused = False
+        self._paused, self._process = False, None
 
     def __enter__(self) -> Self:
         if self.interval:
             if self._readers is None:
                 gpu, self.problem = gpu_reader(self._device)
-                self._readers = [*([gpu] if gpu else []), Process().read]
+                self._process = Process()
+                self._readers = [*([gpu] if gpu else []), self._process.read]
             self._began = time.perf_counter()
             self._thread = threading.Thread(target=self._sample, name="device monitor", daemon=True)
             self._thread.start()
@@ -114,6 +115,8 @@ class Monitor:
         finally:
             with self._lock:
                 self._paused = False
+                if self._process:
+                    self._process.read()  # what it did meanwhile is in no row
 
     def _sample(self) -> None:
         while not self._stop.wait(self.interval):

@@ -40,6 +40,10 @@ class Gpu:
         self._handle = ctypes.c_void_p()
         ways = (
             (self._library.nvmlDeviceGetHandleByUUID, f"GPU-{uuid}"),
+            (
+                self._library.nvmlDeviceGetHandleByUUID,
+                f"MIG-{uuid}",
+            ),  # a slice, whose place is that of the whole
             (self._library.nvmlDeviceGetHandleByPciBusId_v2, bus),
         )
         codes = []
@@ -47,7 +51,7 @@ class Gpu:
             codes.append(find(name.encode(), ctypes.byref(self._handle)))
             if not codes[-1]:
                 return
-        raise NvmlError(f"NVML knows no GPU {uuid} and none at {bus} (codes {codes[0]} and {codes[1]})")
+        raise NvmlError(f"NVML knows no GPU {uuid} and none at {bus} (codes {', '.join(map(str, codes))})")
 
     def read(self) -> dict[str, float | None]:
         """What the GPU does now; None for what it cannot say."""

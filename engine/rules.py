@@ -3,16 +3,15 @@
 Like engine/config.py it imports no torch, reads neither environment nor hardware, and changes no value.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from engine.data import DOCUMENTS, LABELLED, PADDED, SEPARATING, TEXTS, TOKENIZERS
-from engine.optimizers import ON_DEVICE_ONLY
+from engine.optimizers import ON_DEVICE_ONLY, RECORDED
 from engine.pruning import rules as pruning
 
 SHAPES = 8  # torch._dynamo.config.recompile_limit
 SHORTEST_INTERVAL = 0.05  # seconds between two looks at the device
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
-RECORDED = ("adamw", "adam", "sgd", "muon")  # optimizers whose update can be part of a graph
 Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
 
 
@@ -421,7 +420,7 @@ def _attention_metrics(c) -> list[Check]:
     return [
         (
             ("attention_sequences", "reciprocity_window"),
-            not count and window != 64,
+            not count and window != type(c.logging)().reciprocity_window,
             f"reciprocity_window = {window}: would do nothing with attention_sequences = 0",
         ),
         (
@@ -438,19 +437,18 @@ def _attention_metrics(c) -> list[Check]:
 
 
 def _latency(c) -> list[Check]:
-    lengths, context = c.evaluation.latency_lengths, c.model.context
-    return [
-        (
-            ("latency_lengths", "context"),
-            any(not 2 <= n <= context for n in lengths),
-            f"latency_lengths = {list(lengths)}: each must be from 2 to context = {context}",
-        ),
-        (
-            ("latency_lengths",),
-            len(set(lengths)) < len(lengths),
-            f"latency_lengths = {list(lengths)}: names a length twice",
-        ),
-    ]
+    found = latency_problems("latency_lengths", c.evaluation.latency_lengths, c.model.context)
+    return [(("latency_lengths", "context"), True, message) for message in found]
+
+
+def latency_problems(name: str, lengths: Sequence[int], context: int) -> list[str]:
+    """What is wrong with the lengths that `name` gives, for a model that sees `context` tokens."""
+    found = []
+    if any(not 2 <= n <= context for n in lengths):
+        found.append(f"{name} = {list(lengths)}: each must be from 2 to context = {context}")
+    if len(set(lengths)) < len(lengths):
+        found.append(f"{name} = {list(lengths)}: names a length twice")
+    return found
 
 
 def _monitor(interval: float) -> list[Check]:

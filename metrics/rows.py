@@ -288,6 +288,7 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
             checks.require_numbers(test_path, test, LABELLED_TEST_KEYS if labelled else TEST_KEYS)
     config = _config(home / "config.toml")
     checks.require_identity(home / "config.toml", config, expected)
+    ledger = _ledger(home / "ledger.json")
     return RunSeed(
         run,
         seed,
@@ -295,19 +296,22 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         "",
         metrics,
         test,
-        _ledger(home / "ledger.json"),
+        ledger,
         _events(home / "events.jsonl"),
         _object(home / "env.json"),
         config,
         _samples(home / "samples.jsonl"),
         _scaling(home / "scaling.json", config),
-        _latency(home / "latency.json", config),
+        _latency(home / "latency.json", config, ledger),
     )
 
 
-def _latency(path: Path, config: dict[str, Any]) -> tuple[dict[str, float], ...]:
-    """The figures of each length; none where it was not asked for."""
-    if not config.get("latency_lengths"):
+def _latency(
+    path: Path, config: dict[str, Any], ledger: tuple[dict[str, Any], ...] = ()
+) -> tuple[dict[str, float], ...]:
+    """The figures of each length; none where it was not asked for, or, as the ledger says, could not be measured."""
+    failed = {"what": "latency_lengths", "in_effect": "not measured"}.items()
+    if not config.get("latency_lengths") or any(failed <= line.items() for line in ledger):
         return ()
     found = _object(path).get("lengths")
     if not isinstance(found, list) or not found:

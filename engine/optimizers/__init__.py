@@ -18,8 +18,13 @@ OPTIMIZERS = {
 }
 # Those that keep `exp_avg` and `exp_avg_sq` of every parameter in fp32, which state-based pruning reads.
 ADAM_MOMENTS = ("adamw", "adam", "adamwprune")
+WITH_TWO_MOMENTS = ("adamw", "adam", "adamw8bit", "muon", "spam", "adamwspam_legacy", "adamwprune")
+RECORDED = ("adamw", "adam", "sgd", "muon")  # those whose update can be part of a CUDA graph
 LIBRARIES = {"adamw8bit": "bitsandbytes"}  # optimizer → the library that it needs, beyond torch
-ON_DEVICE_ONLY = ("adamwspam_legacy", "adamwprune")  # all of their state is read at once: none can be offloaded
+ON_DEVICE_ONLY = (
+    "adamwspam_legacy",
+    "adamwprune",
+)  # all of their state is read at once: none can be offloaded
 WITH_OWN_LINES = ("muon", "spam", "adamwspam_legacy")  # those whose module has `lines(settings, optimizer)`
 
 

@@ -106,6 +106,11 @@ def test_a_rung_that_changes_nothing_is_left_out():
     assert found == [("micro-batch 1", {"micro_batch_size": 1})]
 
 
+def test_a_step_that_is_one_graph_has_no_rung_that_it_cannot_hold():
+    found = ladder.rungs(config(batch_size=2, step_graph=True))
+    assert [name for name, _ in found] == ["chunked loss", "micro-batch 1"]
+
+
 @pytest.mark.parametrize(
     ("values", "changes", "default_again"),
     [

@@ -128,11 +128,24 @@ def test_the_command_prints_what_it_measured(lab, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [one["length"] for one in found["lengths"]] == [4, 12]
     for given, message in (
-        ("4,13", "--lengths: 13 tokens: must be from 2 to the model's context of 12"),
-        ("4,4", "--lengths: 4, 4: names a length twice"),
+        ("4,13", "--lengths = [4, 13]: each must be from 2 to context = 12"),
+        ("4,4", "--lengths = [4, 4]: names a length twice"),
         ("4,x", "--lengths: '4,x' must be whole numbers with commas between them, as 512,1024"),
     ):
         monkeypatch.setattr(sys, "argv", ["latency", "done", "--lengths", given, "--device", "cpu"])
         with pytest.raises(SystemExit, match="2"):
             latency.main()
         assert message in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_answer_costs_no_training(lab, monkeypatch):
+    """The measurement is the last thing of a run: what is known is kept, and the ledger says what is not."""
+
+    def refuses(*_):
+        raise torch.OutOfMemoryError("no room\nat all")
+
+    monkeypatch.setattr(latency, "measure", refuses)
+    run = lab.train(latency_lengths=[8])
+    assert read_json(run / "metrics.json")["status"] == "complete" and not (run / latency.FILE).exists()
+    line = ledger(run)["latency_lengths"]
+    assert (line["in_effect"], line["how"], line["agrees"]) == ("not measured", "no room", False)

@@ -127,6 +127,8 @@ def test_a_latency_file_that_is_not_one_is_named(tmp_path):
     with pytest.raises(ResultsError, match="must hold a list 'lengths'"):
         rows.read(results)
     (results / "sgd-2" / "latency.json").unlink()
+    line = {"what": "latency_lengths", "in_effect": "not measured"}
+    assert rows._latency(results / "sgd-2" / "latency.json", {"latency_lengths": [8]}, (line,)) == ()
     with pytest.raises(ResultsError, match=r"latency.json is missing although the run is complete"):
         rows.read(results)
 

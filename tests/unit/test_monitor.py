@@ -105,7 +105,7 @@ def test_a_gpu_is_found_by_its_uuid_or_its_place():
     library = Library(knows_uuid=False)
     nvml.Gpu("abc", "00000000:3B:00.0", library)
     assert library.asked[-1] == "nvmlDeviceGetHandleByPciBusId_v2"
-    with pytest.raises(nvml.NvmlError, match=r"NVML knows no GPU abc and none at x \(codes 6 and 6\)"):
+    with pytest.raises(nvml.NvmlError, match=r"NVML knows no GPU abc and none at x \(codes 6, 6, 6\)"):
         nvml.Gpu("abc", "x", Library(knows_uuid=False))
     with pytest.raises(nvml.NvmlError, match="nvmlInit failed with code 9"):
         nvml.Gpu("abc", "x", Library(init=9))
@@ -175,6 +175,18 @@ def test_nothing_is_sampled_in_a_pause():
     assert not one.rows
     one.sample()
     assert len(one.rows) == 1
+
+
+def test_what_the_process_did_in_a_pause_is_in_no_row(monkeypatch):
+    """80 % of a second is used in the pause, 10 % of one after it."""
+    clock, used = iter([0.0, 1.0, 2.0]), iter([0.0, 0.8, 0.9])
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(monitor.time, "process_time", lambda: next(used))
+    one = Monitor(0.0, CPU)
+    one._process = monitor.Process()
+    with one.paused():
+        pass
+    assert one._process.read()["process_cpu_percent"] == pytest.approx(10.0)
 
 
 def test_a_thread_samples_until_the_end():
