@@ -79,6 +79,38 @@ def refuse_edited(path: Path) -> None:
         )
 
 
+def refuse_busy(root: Path, arguments: list[str]) -> None:
+    """Raise ValueError if another DVC runs a stage here: to begin, this one would clear away what that one writes.
+
+    Not where nothing runs here: --queue only notes down an experiment, --temp copies the repository.
+    """
+    if {"--queue", "--temp"} & set(arguments):
+        return
+    try:
+        locks = json.loads((root / ".dvc/tmp/rwlock").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    readers = [one for several in locks.get("read", {}).values() for one in several]
+    holders = [*locks.get("write", {}).values(), *readers]
+    for holder in holders:
+        if holder["pid"] != os.getpid() and _lives(holder["pid"]):
+            raise ValueError(
+                f"process {holder['pid']} ({holder['cmd']}) runs stages in this directory, and a second one would "
+                "remove what it has not finished. Nothing was run or changed. Wait for it; or note the experiment "
+                "down for later: dvc exp run --queue"
+            )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def keep_other_studies(root: Path) -> None:
     """Give every stored result a new modification time, without changing it.
 
@@ -97,6 +129,7 @@ class GuardResults(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         root = Path(__file__).resolve().parents[2]
+        refuse_busy(root, sys.argv)
         refuse_edited(root / "params.yaml")
         keep_other_studies(root)
 

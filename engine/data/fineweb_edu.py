@@ -1,7 +1,8 @@
 """FineWeb-Edu: educational pages of the web (Penedo et al. 2024, arXiv:2406.17557), its sample of ten billion tokens.
 
 By name it is streamed, and no more is fetched than max_train_bytes asks for. A directory holds some of the parquet
-files of the sample, which are read in the order of their names; other files of documents in a column `text` will do.
+files of the sample, which are read in the order of their names; other files of documents in a column `text` will do,
+and are said to stand in for it: they lack its own columns.
 Licence: ODC-By 1.0. It must not choose or change documents: splits are by hash, in engine/data/documents.py.
 """
 
@@ -10,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.documents import Source
-from engine.data.parquet import column
+from engine.data.parquet import column, columns
 from engine.errors import ConfigError
 
 NAME = "FineWeb-Edu"
 HUB, CONFIG = "HuggingFaceFW/fineweb-edu", "sample-10BT"
 COLUMN = "text"
+OWN_COLUMNS = {"id", "dump", "url"}  # beside the text, in every file of the sample
 
 
 def load(settings) -> Source:
@@ -31,6 +33,7 @@ def load(settings) -> Source:
     return Source(
         lambda: (text for file in files for text in column(file, COLUMN)),
         {"sha256_files": {file.name: _sha256(file) for file in files}},
+        stands_in_for="" if all(set(columns(file)) >= OWN_COLUMNS for file in files) else NAME,
     )
 
 

@@ -28,6 +28,18 @@ def read_parquet(path: Path, sha256: str = "") -> tuple[list[str], dict]:
     return table.schema.names, {name: table[name].to_pylist() for name in simple}
 
 
+def columns(path: Path) -> list[str]:
+    """The names of the columns. Raises ConfigError for a damaged file."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ConfigError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        return parquet.read_schema(path).names
+    except (ArrowException, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as parquet: {error}") from None
+
+
 def column(path: Path, name: str) -> Iterator[str]:
     """The texts of one column, read in parts. Raises ConfigError for a damaged file or one without such texts."""
     try:

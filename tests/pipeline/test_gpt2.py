@@ -52,7 +52,7 @@ SMALL = (
 def pages(tmp_path_factory):
     """Documents in a parquet file, as FineWeb-Edu has them."""
     directory = tmp_path_factory.mktemp("pages")
-    parquet.write_table(pa.table({"text": [prose(i, 60) for i in range(200)]}), directory / "000.parquet")
+    parquet.write_table(pa.table({n: [prose(i, 60) for i in range(200)] for n in ("text", "id", "dump", "url")}), directory / "000.parquet")
     return directory
 
 

@@ -37,7 +37,8 @@ def pages(tmp_path):
     directory = tmp_path / "pages"
     directory.mkdir()
     for name, texts in (("b", [*TEXTS[150:], TEXTS[0].upper(), " \n"]), ("a", TEXTS[:150])):
-        parquet.write_table(pa.table({"id": range(len(texts)), "text": texts}), directory / f"{name}.parquet")
+        own = {"id": range(len(texts)), "dump": texts, "url": texts}
+        parquet.write_table(pa.table({"text": texts} | own), directory / f"{name}.parquet")
     return directory
 
 
@@ -271,6 +272,14 @@ def test_the_ledger_and_every_tables_notes_say_what_stands_in(pages, tmp_path):
     line = observed.data(config, run, 1)[0]
     assert line.how.endswith("; a stand-in for text of the web (FineWeb-Edu)")
     assert words.PART_OF.search(line.how)[0] == "a stand-in for text of the web (FineWeb-Edu)"
+
+
+def test_other_documents_are_said_to_stand_in_for_the_data_set(pages):
+    """Any parquet file of texts will do, but it is not FineWeb-Edu."""
+    asked = settings(data_dir=str(pages))
+    assert fineweb_edu.load(asked).stands_in_for == ""
+    parquet.write_table(pa.table({"text": TEXTS}), pages / "c.parquet")
+    assert fineweb_edu.load(asked).stands_in_for == "FineWeb-Edu"
 
 
 def test_imdb_text_refuses_another_file(tmp_path):
