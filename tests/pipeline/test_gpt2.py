@@ -52,7 +52,10 @@ SMALL = (
 def pages(tmp_path_factory):
     """Documents in a parquet file, as FineWeb-Edu has them."""
     directory = tmp_path_factory.mktemp("pages")
-    parquet.write_table(pa.table({n: [prose(i, 60) for i in range(200)] for n in ("text", "id", "dump", "url")}), directory / "000.parquet")
+    texts = [prose(i, 60) for i in range(200)]
+    parquet.write_table(
+        pa.table(dict.fromkeys(("text", "id", "dump", "url"), texts)), directory / "000.parquet"
+    )
     return directory
 
 
