@@ -101,7 +101,9 @@ class AttentionMetrics:
         row: dict[str, float | None] = {}
         for i, (layer, block) in enumerate(zip(layers, inner.layers, strict=True)):
             found = layer.figures()
-            if (snr := head_snr(block.attention, optimizer.state)) is not None:
+            snr = head_snr(block.attention, optimizer.state)
+            if snr is not None and not snr.isnan().all():  # a head without weights has nothing to compare
+                snr = snr.nan_to_num(nan=torch.inf)
                 found |= {"weakest_head": int(snr.argmin()), "weakest_head_snr": snr.min().item()}
             row |= {f"{what}_{i}": value for what, value in found.items()}
         return row

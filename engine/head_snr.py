@@ -19,10 +19,11 @@ def head_snr(
     delta: float = 0.5,
     epsilon: float = 1e-8,
 ) -> torch.Tensor | None:
-    """(H,) fp32: the median of |m|^γ / (v + ε)^δ over the weights that are one head's alone.
+    """(H,) fp32: the median of |m|^γ / (v + ε)^δ over the weights that are one head's alone and are not 0.
 
+    A weight that is exactly 0 is pruned, and its moments are 0 or only fade. NaN for a head that has no other.
     attention: a MultiHead or a Latent; state: an optimizer's. None where the optimizer keeps no such moments of
-    all of them. Where the state is sharded, every rank must call it.
+    all of them. Where weights and state are sharded, every rank must call it.
     """
     parts = []
     for weight, of_heads in attention.weights_of_heads():
@@ -30,8 +31,9 @@ def head_snr(
         if any(one is None for one in moments):
             return None
         m, v = (of_heads(_whole(one).float()) for one in moments)  # (H, n)
-        parts.append(m.abs().pow(gamma) / (v + epsilon).pow(delta))
-    return torch.cat(parts, 1).median(1).values
+        there = of_heads(_whole(weight.detach())) != 0
+        parts.append(torch.where(there, m.abs().pow(gamma) / (v + epsilon).pow(delta), torch.nan))
+    return torch.cat(parts, 1).nanmedian(1).values
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ def problems(config, unknown: Collection[str]) -> list[str]:
         *_shards(config.parallel),
         *_lr(config.optimizer),
         *_offload(config.optimizer),
+        *_spam(config.optimizer),
         *_steps(config),
         *_lengths(config),
         *_curriculum(config),
@@ -188,6 +189,18 @@ def _offload(o) -> list[Check]:
             o.optimizer_offload and o.optimizer in ON_DEVICE_ONLY,
             f"optimizer_offload = true: not with optimizer = {o.optimizer!r}, which needs all of its state before it "
             "updates the first parameter; set optimizer_offload = false",
+        )
+    ]
+
+
+def _spam(o) -> list[Check]:
+    period, warmup = o.spam_reset_steps, o.spam_warmup_steps
+    return [
+        (
+            ("optimizer", "spam_warmup_steps", "spam_reset_steps"),
+            o.optimizer == "spam" and 0 < period < warmup,
+            f"spam_warmup_steps = {warmup}: updates would never reach their full size, because a reset comes every "
+            f"spam_reset_steps = {period}; set it to ≤ {period}, or spam_reset_steps = 0",
         )
     ]
 
@@ -390,6 +403,12 @@ def _probes(c) -> list[Check]:
             noise > 0 and not accumulates,
             f"noise_scale_interval = {noise}: compares the micro-batches of a step, and there is one; set "
             "micro_batch_size to half of batch_size or less",
+        ),
+        (
+            ("noise_scale_interval", "optimizer"),
+            noise > 0 and c.optimizer.optimizer == "adamwspam_legacy",
+            f"noise_scale_interval = {noise}: not with optimizer = 'adamwspam_legacy', which cuts gradients "
+            "before the norm of a step is taken, but not those of one micro-batch; set noise_scale_interval = 0",
         ),
         (
             ("eval_stride", "context"),

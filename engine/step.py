@@ -151,14 +151,17 @@ class Step:
         return torch.stack([loss.detach(), *(n.square() for n in norms)])
 
     def _clip(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own."""
+        """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own.
+
+        Both are of what an optimizer's `before_clipping` has left.
+        """
         if self.loss_scale:
             self.loss_scale.unscale(self.parameters)
         if self.pruner:
             self.pruner.mask_gradients()
-        squares = self.block_norms.squares()
         if hasattr(self.optimizer, "before_clipping"):
             self.optimizer.before_clipping()
+        squares = self.block_norms.squares()  # of the same gradient as the norm of the whole
         return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
 
     def _update(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor | None:

@@ -12,7 +12,7 @@ WARPS = 8
 
 def update_(p, g, m, v, scalars, keys, i: int, counters, rule, place) -> None:
     """The same as engine.optimizers.spam.plain, for contiguous fp32 tensors on a GPU."""
-    clipped, largest, number = counters
+    clipped, largest, zeroed, number = counters
     _update[(triton.cdiv(p.numel(), BLOCK),)](
         p,
         g.contiguous(),
@@ -22,6 +22,7 @@ def update_(p, g, m, v, scalars, keys, i: int, counters, rule, place) -> None:
         scalars if keys is None else keys,
         clipped,
         largest,
+        zeroed,
         i,
         number,
         p.numel(),
@@ -59,7 +60,8 @@ def _update(
     scalars,  # (…, SCALARS) fp32, of which row i: applied, kept, size, root
     keys,  # (…,) int64, of which entry i; read only if MASKED
     clipped,  # (…,) int64 and
-    largest,  # (…,) fp32, of which entry `number` is added to
+    largest,  # (…,) fp32 and
+    zeroed,  # (…,) int64, of which entry `number` is added to
     i,
     number,
     entries,
@@ -91,6 +93,10 @@ def _update(
     second = tl.load(v + at, mask=here, other=0.0)
     first = tl.where(kept != 0, first, 0.0)
     second = tl.where(kept != 0, second, 0.0)
+    # Observed, not believed: the ledger compares this with how many were due.
+    without = tl.sum((here & (kept == 0) & (first == 0) & (second == 0)).to(tl.int32), axis=0)
+    if without > 0:
+        tl.atomic_add(zeroed + number, without.to(tl.int64), sem="relaxed")
     if MASKED:
         place = (at // columns + first_row) * whole_columns + at % columns + first_column
         key = tl.load(keys + i).to(tl.uint32)

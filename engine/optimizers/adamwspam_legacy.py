@@ -17,6 +17,9 @@ takes half as long, as the names say.
 What is not known of the original is taken so: the deviation is that of a population; the very first update cuts
 nothing, because AdamW has no v before it. What is not finite is not cut, so that guards and loss scaling see it.
 
+So `grad_norm`, the blocks' norms and what guards judge are of gradients that 1. has cut already, not of whole ones as
+with other optimizers; the noise scale, which compares the two, is refused.
+
 All counts stay on the device, and a refused update changes none of them. 1. takes some operations a parameter: it is
 not fast. It needs all of v before the first parameter is updated: no optimizer_offload.
 """
@@ -108,6 +111,8 @@ class AdamWSPAMLegacy(torch.optim.AdamW):
         self.cut_first = self.steps_taken = (
             0  # in this process: steps whose gradients were cut before clip_norm
         )
+        # The largest |m| or v that a reset in this process left, on the device.
+        self._left = torch.zeros((), device=device)
         # Of gradients that are not applied yet: how many of each parameter's were cut, and the largest g² / v.
         self._found: tuple[torch.Tensor, torch.Tensor] | None = None
         self._newest: tuple[torch.Tensor, ...] | None = (
@@ -152,14 +157,23 @@ class AdamWSPAMLegacy(torch.optim.AdamW):
         found_inf = getattr(self, "found_inf", None)
         refused = torch.zeros_like(self.history.counter) if found_inf is None else found_inf
         refused = refused.bool()
+        before = self.history.resets
         first, second, factor, spike = self.history.advance(self.grad_norm.double(), self.settings, refused)
         for name, change in (("exp_avg", first), ("exp_avg_sq", second)):
             torch._foreach_mul_([local(self.state[p][name]) for p in having], change.float())
+        self._look_at_reset(having, self.history.resets > before)
         for group in self.param_groups:
             self._update(group, factor.float(), found_inf)
         cut, largest = (torch.where(refused, 0.0, x) for x in self._found)
         self._newest = cut, largest, self.history.resets.double(), factor.double(), spike.double()
         self._found = self.grad_norm = None
+
+    def _look_at_reset(self, having: list[torch.Tensor], is_reset: torch.Tensor) -> None:
+        moments = [local(self.state[p][name]) for p in having for name in ("exp_avg", "exp_avg_sq")]
+        moments = [t for t in moments if t.numel()]
+        if moments:
+            left = torch.stack(torch._foreach_norm(moments, math.inf)).amax()
+            self._left = torch.maximum(self._left, torch.where(is_reset, left, 0.0))
 
     def _update(self, group: dict, factor: torch.Tensor, found_inf: torch.Tensor | None) -> None:
         """torch's fused kernel, on this rank's parts; it takes a learning rate that is on the device."""
@@ -200,7 +214,10 @@ class AdamWSPAMLegacy(torch.optim.AdamW):
 
 
 def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
-    """Whether every update counted twice, was reset when due, had AMSGrad, and gradients cut before clip_norm."""
+    """Whether every update counted twice, resets came when due and left nothing, and gradients were cut first.
+
+    And whether there is AMSGrad.
+    """
     wanted = (
         f"cut at √({settings.legacy_threshold:g} v), spikes above {settings.legacy_spike:g} deviations, reset every "
         f"{settings.legacy_reset_counts} counts, {settings.legacy_warmup_counts} to warm up; AMSGrad"
@@ -210,6 +227,7 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
     h = optimizer.history
     counter, resets, spikes = (x.item() for x in (h.counter, h.resets, h.spikes))
     updates = {int(optimizer.state[p]["step"].item()) for p in optimizer.parameters}
+    left = optimizer._left.item()
     amsgrad = all(g["amsgrad"] for g in optimizer.param_groups)
     every = math.lcm(2, settings.legacy_reset_counts)  # the counter is even when it is looked at
     found = (
@@ -217,9 +235,9 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
         + "; AMSGrad" * amsgrad
     )
     how = (
-        f"counts on the device; gradients cut before clip_norm in {optimizer.cut_first} of {optimizer.steps_taken} "
-        "steps of this process"
+        f"counts on the device; moments of up to {left:.4g} after resets, "
+        f"gradients cut before clip_norm in {optimizer.cut_first} of {optimizer.steps_taken} steps of this process"
     )
     agrees = updates == {counter // 2} and resets == counter // every and amsgrad
-    agrees &= optimizer.cut_first == optimizer.steps_taken
+    agrees &= left == 0 and optimizer.cut_first == optimizer.steps_taken
     return [Line("adamwspam_legacy", wanted, found, how, agrees)]

@@ -30,9 +30,12 @@ def of_update(optimizer: torch.optim.Optimizer, ranks: parallel.Ranks) -> torch.
 
 
 def figures(rows: Sequence[Mapping[str, str]], counted: Sequence[str], parameters: int) -> dict[str, float]:
-    """For metrics.json, of all rows of steps.csv: coordinates cut, in all and of those looked at; the largest g² / v.
+    """For metrics.json, of all rows of steps.csv: coordinates cut, in all and a share; the largest g² / v.
 
-    Resets and spikes are counts. Nothing of an optimizer that does not count.
+    parameters: of the model. `clipped_fraction` is of all its coordinates in all of these steps, whether they could
+    be cut or not: entries that spam_density does not draw, those without a second moment to compare with, and steps
+    that were refused are in what it is divided by. Resets and spikes are counts. Nothing of an optimizer that does
+    not count.
     """
     found: dict[str, float] = {}
     of = {name: [float(row[name]) for row in rows] for name in counted}

@@ -85,8 +85,11 @@ class Spam(torch.optim.Optimizer):
     }
 
     def __init__(self, groups: list[dict], **defaults):
+        """Raises ConfigError where the kernel of a GPU cannot be had."""
         super().__init__(groups, {"seed": 0, **defaults})
         self.parameters = [p for group in self.param_groups for p in group["params"]]
+        for p in self.parameters:
+            kernel(local(p))  # what is missing is told now, not at the first update
         self.kernels: set[str] = set()
         self._number = {p: i for i, p in enumerate(self.parameters)}
         self._places = [_place(p) for p in self.parameters]
@@ -96,6 +99,11 @@ class Spam(torch.optim.Optimizer):
         self._bases = torch.tensor(bases, dtype=torch.int64, device=device)
         self._clipped = torch.zeros(len(bases), dtype=torch.int64, device=device)  # since they were taken
         self._largest = torch.zeros(len(bases), dtype=torch.float32, device=device)
+        # Of each parameter's part, in this process: entries whose moments were due for a reset, and those of them
+        # whose moments the kernel then found to be 0.
+        self._due, self._zeroed = torch.zeros(2, len(bases), dtype=torch.int64, device=device)
+        sizes = [local(p).numel() for p in self.parameters]
+        self._sizes = torch.tensor(sizes, dtype=torch.int64, device=device).unbind()
         self._newest = (torch.zeros((), device=device), torch.ones((), device=device))  # t, s
         self._shares: torch.Tensor | None = None
         self.seen = {name: torch.zeros((), dtype=torch.float64, device=device) for name in self.COUNTERS}
@@ -121,6 +129,10 @@ class Spam(torch.optim.Optimizer):
         counts = [torch.stack([s[name] for s in states]) for name in ("updates", "since_reset")]
         scalars, resets, new = advanced(*counts, group, getattr(self, "found_inf", None))
         numbers = [self._number[p] for p in having]
+        due = scalars[:, 0] * (1 - scalars[:, 1])
+        torch._foreach_add_(
+            [self._due[i] for i in numbers], list((due.long() * self._sizes_of(numbers)).unbind())
+        )
         keys = None
         if group["density"] < 1:
             keys = mixed(torch.stack([self._bases[i] for i in numbers]) ^ mixed(resets))
@@ -132,10 +144,13 @@ class Spam(torch.optim.Optimizer):
             run = kernel(tensors[0])
             self.kernels.add("plain" if run is plain else "triton")
             place = self._places[number] if keys is not None else None
-            run(*tensors, scalars, keys, i, (self._clipped, self._largest, number), rule, place)
+            run(*tensors, scalars, keys, i, (self._clipped, self._largest, self._zeroed, number), rule, place)
         for name, values in zip(("updates", "since_reset"), new, strict=True):
             torch._foreach_copy_([s[name] for s in states], list(values.unbind()))
         self._newest = new[0][0], scalars[0, 4]
+
+    def _sizes_of(self, numbers: list[int]) -> torch.Tensor:
+        return torch.stack([self._sizes[i] for i in numbers])
 
     def take_counters(self, world_size: int) -> torch.Tensor:
         """(COUNTERS,) float64 of the update since they were taken; this rank's share of those that are sums."""
@@ -228,8 +243,8 @@ def kernel(p: torch.Tensor) -> Callable:
 def plain(p, g, m, v, scalars, keys, i, counters, rule: Rule, place: Place | None) -> None:
     """Update the parameter `p` and its moments in place: row i of `scalars` and `keys`, see `advanced`.
 
-    counters: (coordinates cut, largest g² / v, number of the parameter in both), which are added to. keys: None where
-    everything is drawn.
+    counters: (coordinates cut, largest g² / v, entries whose moments are 0 where they are not kept, number of the
+    parameter in these), which are added to. keys: None where everything is drawn.
     """
     applied, kept, size, root = scalars[i, :4].unbind()
     applied, kept = applied.bool(), kept.bool()
@@ -241,7 +256,8 @@ def plain(p, g, m, v, scalars, keys, i, counters, rule: Rule, place: Place | Non
     limit = torch.where(fresh, torch.inf, (rule.threshold * v).sqrt())
     cut = torch.clamp(g, -limit, limit)
     ratio = torch.where(fresh, 0.0, g.square() / v)
-    clipped, largest, number = counters
+    clipped, largest, zeroed, number = counters
+    zeroed[number] += ((m == 0) & (v == 0) & applied & ~kept).sum()
     clipped[number] += ((cut != g) & applied).sum()
     seen = torch.where(applied, ratio.amax().clamp(max=LARGEST), 0.0)
     largest[number] = torch.maximum(largest[number], seen)
@@ -270,12 +286,14 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
     count, latest, period = max(updates), max(since), settings.spam_reset_steps
     resets = (count - 1) // period if period and count else 0
     expected = (count - 1) % period + 1 if period and count else count
-    agrees = len(updates) == len(since) == 1 and latest == expected
+    due, zeroed = (int(x.sum().item()) for x in (optimizer._due, optimizer._zeroed))
+    agrees = len(updates) == len(since) == 1 and latest == expected and zeroed == due
     agrees &= (clipped > 0) == (largest > settings.spam_threshold)
     found = f"{resets} resets in {count} updates, {clipped:.0f} gradients cut, size × {factor:.4g} now"
     how = (
-        f"counts on the device: {latest} updates since the moments were zero, {expected} expected; gradients that "
-        f"came out changed, and the largest g² / v, {largest:.4g}, in this process"
+        f"counts on the device: {latest} updates since the last reset, {expected} expected; in this process, "
+        f"entries without moments at resets, {zeroed} of {due}, gradients that came out changed, and the largest "
+        f"g² / v, {largest:.4g}"
     )
     return [Line("spam", wanted, found, how, agrees), *_density(settings, optimizer)]
 

@@ -1,11 +1,13 @@
 """Pruning in effect: the masks of one run, and what they are applied to in each step.
 
 After the backward pass gradients of pruned weights become zero, before clipping; after the update the weights
-themselves do, and under `state` the optimizer's moments too, as AdamWPrune has it. So a step that a guard refuses
-changes nothing here either. When they are ranked is a matter of the step's number alone.
+themselves do, and under `state` the optimizer's moments too, as AdamWPrune has it. A step that a guard refuses leaves
+weights and sums of movement as they are. But when weights are ranked is a matter of the step's number alone: what is
+due at such a step takes place all the same, by the scores there are, and prunes what it finds lowest.
 
-Ranking takes no memory beyond one tensor's scores at a time: the gradients are used up by then, and lend theirs.
-Without `pruning_regrowth` what is pruned stays so, whatever its score.
+Ranking takes 4 bytes a weight, of one tensor at a time, and what a piece of it is scored in: the gradients are used
+up by then, and lend theirs for the keys. Without `pruning_regrowth` what is pruned stays so, whatever its score. What
+comes back is 0 until its next update.
 """
 
 import torch
@@ -18,6 +20,8 @@ from engine.pruning.prunable import prunable
 from engine.pruning.ramp import Ramp, pruned_counts
 from engine.pruning.scores import MAGNITUDE, SCORES, Parts
 
+PIECE = 2**22  # weights that are scored together
+
 
 class Pruner:
     """Prunes one run; of method none its calls do nothing. Every rank makes the same calls."""
@@ -29,6 +33,7 @@ class Pruner:
         self.tensors = prunable(model, settings) if self.method != "none" else []
         self.sizes = [t.size for t in self.tensors]
         self.ranked = self.applied = 0  # updates after which weights were ranked last; steps with masks since
+        self.came_back = 0  # weights of this rank, in this process's newest ranking; then on the device
         self._places, self._weights, self.masks, self._kept = [], [], [], []
         if not self.tensors:
             return
@@ -129,32 +134,41 @@ class Pruner:
             masks = ranking.keep_above_sampled(keys, self._groups, k, sizes, self.shards, **how)
         else:
             masks = ranking.keep_all_but_lowest(keys, self._groups, k, self.shards)
-        torch._foreach_copy_(self.masks, masks)
+        self.came_back = 0
+        for mask, new in zip(self.masks, masks, strict=True):
+            self.came_back = self.came_back + (new > mask).sum()
+            mask.copy_(new)
 
     def _keys(self, i: int) -> torch.Tensor:
-        """The keys of tensor i's scores, in the memory of its gradient."""
-        tensor, weight, mask = self.tensors[i], self._weights[i], self.masks[i]
+        """The keys of tensor i's scores, in the memory of its gradient; made some rows at a time."""
+        tensor, weight = self.tensors[i], self._weights[i]
         gradient = tensor.parameter.grad
-        memory = torch.empty_like(weight) if gradient is None else tensor.own(gradient)
-        keys = ranking.to_keys(memory.copy_(self._scores(i)))
+        keys = torch.empty_like(weight) if gradient is None else tensor.own(gradient)
+        count = max(PIECE // weight.size(1), 1)
+        for first in range(0, len(weight), count):
+            part = slice(first, first + count)
+            self._keys_of_rows(i, part, keys[part])
+        return keys.view(torch.int32)
+
+    def _keys_of_rows(self, i: int, rows: slice, memory: torch.Tensor) -> None:
+        keys = ranking.to_keys(memory.copy_(self._scores(i, rows)))
         if not self.settings.pruning_regrowth:
-            keys.masked_fill_(~mask, ranking.LOWEST)
+            keys.masked_fill_(~self.masks[i][rows], ranking.LOWEST)
         if self.settings.pruning_pattern == "2:4":
             ranking.only_two_of_four(keys)
-        return keys
 
-    def _scores(self, i: int) -> torch.Tensor:
-        tensor, weight = self.tensors[i], self._weights[i]
+    def _scores(self, i: int, rows: slice) -> torch.Tensor:
+        tensor, weight = self.tensors[i], self._weights[i][rows]
         if self.method == "movement":
-            return self._kept[i]
+            return self._kept[i][rows]
         if self.method == "movement_original":
-            return weight * (weight - self._kept[i])
+            return weight * (weight - self._kept[i][rows])
         if self.method == "magnitude":
             return MAGNITUDE(Parts(weight))
         state = self.optimizer.state.get(tensor.parameter, {})
         if "exp_avg" not in state:
             return SCORES[self.settings.pruning_score](Parts(weight))
-        m, v = tensor.own(state["exp_avg"]), tensor.own(state["exp_avg_sq"])
+        m, v = tensor.own(state["exp_avg"])[rows], tensor.own(state["exp_avg_sq"])[rows]
         beta1 = next(g["betas"][0] for g in self.optimizer.param_groups if _has(g, tensor.parameter))
         return SCORES[self.settings.pruning_score](Parts(weight, m, v, local(state["step"]), beta1))
 

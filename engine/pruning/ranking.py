@@ -6,7 +6,7 @@ without sorting, without joining tensors, and without the host having to wait. T
 tensors and of their elements, however these are split over ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -56,8 +56,11 @@ def only_two_of_four(keys: torch.Tensor) -> torch.Tensor:
     return four.masked_fill_(ranks >= 2, HIGHEST).view_as(keys)  # noqa: PLR2004
 
 
-def _counts(parts: list[torch.Tensor], groups: torch.Tensor, count: int, shards: Shards) -> torch.Tensor:
-    """(count,): of boolean tensors, how many elements are true in those of each group, over all shards."""
+def _counts(parts: Iterable[torch.Tensor], groups: torch.Tensor, count: int, shards: Shards) -> torch.Tensor:
+    """(count,): of boolean tensors, how many elements are true in those of each group, over all shards.
+
+    Given one by one, they are never there together.
+    """
     own = torch.stack([part.sum() for part in parts])
     return shards.summed(torch.zeros(count, dtype=torch.int64, device=own.device).index_add_(0, groups, own))
 
@@ -73,7 +76,7 @@ def kth_lowest(
     for _ in range(BITS):
         middle = (low + high).div(2, rounding_mode="floor")
         limits = middle.to(torch.int32)[groups].unbind()
-        counted = _counts([x <= t for x, t in zip(keys, limits, strict=True)], groups, len(k), shards)
+        counted = _counts((x <= t for x, t in zip(keys, limits, strict=True)), groups, len(k), shards)
         enough = counted >= k
         low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
     return high
@@ -81,25 +84,30 @@ def kth_lowest(
 
 def keep_all_but_lowest(
     keys: Sequence[torch.Tensor], groups: torch.Tensor, k: torch.Tensor, shards: Shards
-) -> list[torch.Tensor]:
-    """Masks that are false for exactly the k lowest keys of each group."""
+) -> Iterator[torch.Tensor]:
+    """Masks that are false for exactly the k lowest keys of each group, one tensor's after the other.
+
+    It uses up the keys: the places of ties are counted in their memory, so that 3 bytes an element of one tensor at a
+    time are all that it takes beside the mask before.
+    """
     thresholds = kth_lowest(keys, groups, k, shards)
     limits = thresholds.to(torch.int32)[groups].unbind()
-    below = [x < t for x, t in zip(keys, limits, strict=True)]
+    below = (x < t for x, t in zip(keys, limits, strict=True))
     left = k - _counts(below, groups, len(k), shards)  # of ties, so many are pruned
-    ties = [x == t for x, t in zip(keys, limits, strict=True)]
+    ties = torch.stack([(x == t).sum() for x, t in zip(keys, limits, strict=True)])
     before = _ties_before(ties, groups, shards)
-    masks = []
-    for b, t, allowed in zip(below, ties, (left[groups] - before).unbind(), strict=True):
-        order = t.flatten().cumsum(0, dtype=torch.int32).view_as(t)
-        masks.append(~(b | (t & (order <= allowed))))
-    return masks
+    for x, t, allowed in zip(keys, limits, (left[groups] - before).unbind(), strict=True):
+        mask, tie = x > t, x == t
+        order = x.copy_(tie).flatten().cumsum_(0).view_as(x)
+        yield mask.logical_or_(tie.logical_and_(order > allowed))
 
 
-def _ties_before(ties: list[torch.Tensor], groups: torch.Tensor, shards: Shards) -> torch.Tensor:
-    """(tensors,): the ties in tensors of its group before each, and in the parts of it that earlier ranks have."""
-    own = torch.stack([t.sum() for t in ties])
-    every = torch.zeros(shards.size, len(ties), dtype=torch.int64, device=own.device)
+def _ties_before(own: torch.Tensor, groups: torch.Tensor, shards: Shards) -> torch.Tensor:
+    """(tensors,): the ties in tensors of its group before each, and in the parts of it that earlier ranks have.
+
+    own: how many ties each tensor's part has here.
+    """
+    every = torch.zeros(shards.size, len(own), dtype=torch.int64, device=own.device)
     every[shards.rank] = own
     of_tensor = shards.summed(every).sum(0)
     same = (groups[:, None] == groups[None, :]).tril(-1)  # (tensor, an earlier one of its group)
@@ -115,10 +123,10 @@ def keep_above_sampled(  # noqa: PLR0913
     *,
     share: float,
     seed: int,
-) -> list[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """Masks by thresholds that are found in a random `share` of each tensor: about k of each group are false.
 
-    sizes (groups,): how many elements a group has, over all shards.
+    One tensor's after the other. sizes (groups,): how many elements a group has, over all shards.
     """
     device = k.device
     generator = torch.Generator(device).manual_seed(seed * shards.size + shards.rank)
@@ -131,4 +139,4 @@ def keep_above_sampled(  # noqa: PLR0913
     sampled = shards.summed(torch.zeros_like(sizes).index_add_(0, groups, counts))
     thresholds = kth_lowest(drawn, groups, k * sampled // sizes, shards)
     limits = thresholds.to(torch.int32)[groups].unbind()
-    return [x > t for x, t in zip(keys, limits, strict=True)]
+    yield from (x > t for x, t in zip(keys, limits, strict=True))

@@ -60,6 +60,13 @@ def checks(c) -> list[Check]:
             "pruning_regrowth = true: would do nothing where no score is below that of a pruned weight; it needs "
             f"pruning = {' or '.join(SIGNED_METHODS)}, or pruning_score = {' or '.join(SIGNED)}",
         ),
+        (
+            ("pruning", "pruning_regrowth", "pruning_hold"),
+            on and p.pruning_regrowth and p.pruning_hold == 0,
+            "pruning_regrowth = true: what comes back in the last ranking is 0 until its next update, and with "
+            "pruning_hold = 0 there is none, so that more weights would be 0 than asked for; set "
+            "pruning_hold ≥ 1",
+        ),
         *_two_of_four(p, on and pair),
     ]
 

@@ -340,6 +340,35 @@ def test_an_honest_optimizer_agrees_and_what_is_off_disagrees():
     assert {"optimizer", "adamwspam_legacy"} <= set(disagreeing(lines(adamw)))
 
 
+def test_a_reset_that_leaves_moments_disagrees(monkeypatch):
+    model = nn.Linear(4, 3)
+    optimizer = built(model)
+    monkeypatch.setattr(torch, "_foreach_mul_", lambda tensors, factor: None)
+    stepped(optimizer, model, 14)
+    assert disagreeing(lines(optimizer)) == []  # none was due
+    stepped(optimizer, model, 1)
+    found = lines(optimizer)
+    assert disagreeing(found) == ["adamwspam_legacy"]
+    largest = 1 - 0.8**14  # m after 14 gradients of 1
+    assert f"moments of up to {largest:.4g} after resets" in found["adamwspam_legacy"].how
+
+
+def test_norms_of_blocks_are_of_what_is_left_as_the_whole_one_is(lab):
+    run = lab.train(**RUN, steps=8, layers=1, gradient_norm_layers=[0], legacy_threshold=1e-4)
+    whole, block = column(run, "grad_norm"), column(run, "gradient_norm_0")
+    assert sum(column(run, "clipped_coordinates")) > 0
+    assert all(0 < part < all_ for part, all_ in zip(block, whole, strict=True))
+
+
+def test_the_noise_scale_is_refused():
+    values = {"optimizer": "adamwspam_legacy", "noise_scale_interval": 5, "micro_batch_size": 4}
+    with pytest.raises(
+        ConfigError, match="noise_scale_interval = 5: not with optimizer = 'adamwspam_legacy'"
+    ):
+        resolve({**values, "batch_size": 8}, "test")
+    resolve({**values, "batch_size": 8, "optimizer": "adamw"}, "test")
+
+
 def test_a_step_that_forgets_to_cut_first_disagrees(lab, monkeypatch):
     def clip(self):
         from engine import titan

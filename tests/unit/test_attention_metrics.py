@@ -1,5 +1,6 @@
 """Entropy, reciprocity and the signal-to-noise of heads: by hand, for all kinds of attention, and in a run."""
 
+import itertools
 import math
 from statistics import median
 
@@ -135,6 +136,22 @@ def test_head_snr_of_latent_attention_takes_what_heads_have_of_their_own():
         assert head_snr(a, state) is None
 
 
+def test_head_snr_is_of_weights_that_are_not_pruned():
+    """Of either head's weights two thirds are 0, with moments that are 0 or fade; of one head all, then of both."""
+    a = drawn(MultiHead(settings(heads=2, width=4), None))
+    state = {p: {"exp_avg": 3 * torch.ones_like(p), "exp_avg_sq": torch.ones_like(p)} for p in a.parameters()}
+    with torch.no_grad():
+        for p, _ in a.weights_of_heads():
+            pruned = torch.arange(p.numel()).view_as(p) % 3 > 0
+            p[pruned] = 0.0
+            for moment in state[p].values():
+                moment[pruned] *= torch.arange(int(pruned.sum())) % 2 * 1e-6
+        assert head_snr(a, state, epsilon=0.0).tolist() == [3.0, 3.0]
+        a.qkv.weight[:6], a.out.weight[:, :2] = 0.0, 0.0
+        found = head_snr(a, state, epsilon=0.0).tolist()
+        assert math.isnan(found[0]) and found[1] == 3.0
+
+
 def test_the_part_of_an_output_projection_that_reads_a_head():
     a = latent()
     weight, of_heads = a.weights_of_heads()[-1]
@@ -210,3 +227,16 @@ def test_a_resumed_run_has_every_row_once(lab, monkeypatch):
     again = lab.train(run="cut", **settings)
     assert rows(again / attention_metrics.FILE) == whole and len(whole) == 3
     assert ledger(again)["attention_sequences"]["agrees"]
+
+
+def test_heads_that_are_pruned_away_are_not_the_weakest(lab, monkeypatch):
+    turns = itertools.cycle([torch.tensor([math.nan, 2.0]), torch.tensor([math.nan, math.nan])])
+    monkeypatch.setattr(attention_metrics, "head_snr", lambda *_: next(turns))
+    row = rows(lab.train(**RUN) / attention_metrics.FILE)[0]
+    assert (row["weakest_head_0"], row["weakest_head_snr_0"]) == ("1", "2.0")
+    assert (row["weakest_head_1"], row["weakest_head_snr_1"]) == ("", "")
+
+
+def test_a_pruned_run_has_heads_that_stand_out(lab):
+    run = lab.train(**RUN, pruning="state", sparsity=0.9, pruning_interval=1, pruning_hold=3, steps=8)
+    assert float(rows(run / attention_metrics.FILE)[-1]["weakest_head_snr_0"]) > 1e-3

@@ -1,16 +1,23 @@
 """Masks of one tensor by hand, which tensors are pruned, and the settings that are refused."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
 import torch
 import torch.nn as nn
 
-from engine.config import Optimizer, Pruning, resolve
+from engine.config import Optimizer, Parallel, Pruning, resolve
 from engine.errors import ConfigError
 from engine.guards import step_unless
+from engine.memory import TensorBytes
 from engine.optimizers import adamw, adamwprune, groups
+from engine.parallel import Ranks
+from engine.pruning import masks
 from engine.pruning.masks import Pruner
 from engine.pruning.prunable import prunable
 from engine.pruning.scores import SCORES
+from engine.pruning.sparsity import Sparsity
 
 
 class Line(nn.Module):
@@ -171,6 +178,56 @@ def test_pruned_weights_come_back_only_if_they_may(regrowth):
     assert (~pruner.masks[0]).tolist() == pruned
 
 
+@pytest.mark.parametrize("end", [2, 3])
+def test_what_came_back_may_be_zero_until_its_next_update_but_not_when_the_ramp_is_over(end):
+    model = Line([1.0, 2.0, 3.0, 4.0])
+    optimizer, weight = adam_for(model), model.line.weight
+    settings = {"pruning": "state", "pruning_score": "bitter5", "pruning_regrowth": True}
+    pruner = pruner_of(model, optimizer, steps=3, **settings)
+    pruner.ramp = replace(pruner.ramp, sparsity=Fraction(end, 4), end=end)  # one after each update
+    for step, gradients in enumerate(([-1.0, 1.0, 1.0, 1.0], [0.0, -9.0, -9.0, 1.0])):
+        weight.grad, model.line.bias.grad = torch.tensor([gradients]), torch.ones(1)
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.after_update(step)
+    assert weight[0, 0] == 0 and pruner.masks[0][0, 0]
+    (line,) = Sparsity(pruner, lambda _: 0).lines(
+        Pruning(**settings), 2, Ranks(0, 1, torch.device("cpu")), Parallel()
+    )
+    assert f"1 zeros are not masked, where {end - 2} came back in the newest step" in line.how
+    assert line.agrees == (end == 3)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "state"])
+def test_a_ranking_that_falls_on_a_refused_step_takes_place(method):
+    """Of a state whose moments are all 0, so that its scores are: the first two."""
+    model = Line([1.0, 2.0, 3.0, 4.0])
+    optimizer, weight = adam_for(model), model.line.weight
+    pruner = pruner_of(model, optimizer, steps=1, pruning=method, pruning_score="bitter0")
+    weight.grad, model.line.bias.grad = torch.full_like(weight, torch.nan), torch.ones(1)
+    step_unless(torch.ones(()), optimizer)
+    assert pruner.after_update(0) and weight.tolist() == [[0.0, 0.0, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize("sample", [1.0, 0.1])
+def test_a_ranking_takes_memory_of_one_tensor_at_a_time(sample, monkeypatch):
+    """20 matrices of 10,000 weights: 4 bytes each of one, and some numbers; beside them a sample of all."""
+    monkeypatch.setattr(masks, "PIECE", 1000)
+    model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(20)))
+    optimizer = adam_for(model)
+    pruner = pruner_of(model, optimizer, steps=4, pruning="state", pruning_sample=sample)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    count = TensorBytes([*model.parameters(), *(p.grad for p in model.parameters()), *states, *pruner.held])
+    before = count.current
+    with count, torch.no_grad():
+        pruner._rank(4)
+    of_sample = 4 * 20_000 + 8 * 1000 if sample < 1 else 0  # keys, and places in one tensor
+    assert 0 <= count.peak - before - of_sample < 41_000
+
+
 # --- which tensors
 
 
@@ -264,6 +321,10 @@ def test_a_pattern_that_does_not_fit_is_refused():
         (
             {"pruning": "state", "pruning_regrowth": True},
             "pruning_regrowth = true: would do nothing where no score",
+        ),
+        (
+            {"pruning": "movement", "pruning_regrowth": True},
+            "with pruning_hold = 0 there is none, .* set pruning_hold ≥ 1",
         ),
         (
             {"pruning": "magnitude", "pruning_pattern": "2:4", "sparsity": 0.75, "pruning_sample": 0.1},

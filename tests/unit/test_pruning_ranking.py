@@ -111,7 +111,7 @@ def test_split_over_two_ranks_the_same_elements_are_pruned_ties_too(k):
 
     def one(shards):
         keys = keys_of(*parts[shards.rank])
-        return ranking.keep_all_but_lowest(keys, groups, torch.tensor([k]), shards)
+        return list(ranking.keep_all_but_lowest(keys, groups, torch.tensor([k]), shards))
 
     first, second = on_two(one)
     together = [torch.cat(pair) for pair in zip(first, second, strict=True)]
@@ -138,7 +138,7 @@ def test_a_sampled_threshold_prunes_about_as_many_and_the_same_ones_every_time()
 
     def sampled(share, seed):
         how = {"share": share, "seed": seed}
-        return torch.cat(ranking.keep_above_sampled(keys, groups, k, size, OfOne(), **how))
+        return torch.cat(list(ranking.keep_above_sampled(keys, groups, k, size, OfOne(), **how)))
 
     first, again, other = sampled(0.02, 1), sampled(0.02, 1), sampled(0.02, 2)
     assert torch.equal(first, again) and not torch.equal(first, other)

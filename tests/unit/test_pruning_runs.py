@@ -9,6 +9,7 @@ from engine_runs import assert_same_weights, events, ledger, read_json, rows, un
 from engine import checkpoint, plan
 from engine.config import Pruning
 from engine.guards import Diverged
+from engine.pruning import rules
 from engine.pruning.masks import Pruner
 from engine.step import Step
 
@@ -131,6 +132,14 @@ def test_movement_takes_every_step_into_account_with_clipped_gradients(lab, monk
         torch.testing.assert_close(s, -w * g)
 
 
+def test_what_comes_back_is_zero_for_a_step_but_the_threshold_is_exact(lab):
+    run = lab.train(**RUN, **WAYS["regrowth"])
+    found = [(int(r["zeros"]), int(r["masked"])) for r in rows(run / "sparsity.csv")]
+    assert [masked for _, masked in found] == [5461, 5461, 10922, 16384, 16384]
+    assert any(zeros > masked for zeros, masked in found) and found[-1] == (16384, 16384)
+    assert read_json(run / "metrics.json")["pruning"]["threshold_error"] == 0
+
+
 def test_masks_only_grow(lab, monkeypatch):
     seen, after = [], Pruner.after_update
 
@@ -246,6 +255,14 @@ def test_pruning_that_is_off_in_silence_is_told(lab, monkeypatch, name):
     assert [what for what, line in lines.items() if not line["agrees"]] == ["pruning"]
     assert lines["pruning"]["requested"] == "state, bitter3 version 1, to 0.5"
     assert lines["pruning"]["in_effect"].startswith("state, 0.0")
+
+
+def test_weights_that_came_back_in_the_last_step_are_told(lab, monkeypatch):
+    monkeypatch.setattr(rules, "checks", lambda _: [])  # which refuse it
+    line = ledger(lab.train(**{**RUN, "pruning_hold": 0}, **WAYS["regrowth"]))["pruning"]
+    assert not line["agrees"] and "masks say 16384, of which 0 are not zero" in line["how"]
+    assert "zeros are not masked, where 0 came back" in line["how"] and " 0 zeros are" not in line["how"]
+    assert not line["in_effect"].endswith("0.5000 of its weights zero")
 
 
 def test_masks_that_are_left_out_between_rankings_are_told(lab, monkeypatch):

@@ -1,13 +1,14 @@
 """SPAM: every update against one of plain numbers, what it counts, which entries it draws, and what it must bear."""
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn as nn
 from engine_runs import assert_same_weights, column, ledger, read_json, rows, untimed, weights
 
-from engine import optimizers, plan
+from engine import kernels, optimizers, plan
 from engine.checkpoint import Checkpoints
 from engine.config import Optimizer, resolve
 from engine.errors import ConfigError
@@ -239,7 +240,8 @@ def test_an_honest_optimizer_agrees():
     assert found["spam"].requested == "cut above 20 v, reset every 4 updates, 3 to warm up"
     assert found["spam"].in_effect == f"1 resets in 6 updates, {cut:.0f} gradients cut, size × 0.75 now"
     assert cut > 9
-    assert "2 updates since the moments were zero, 2 expected" in found["spam"].how
+    assert "2 updates since the last reset, 2 expected" in found["spam"].how
+    assert "entries without moments at resets, 1264 of 1264" in found["spam"].how  # of all parameters
     share = drawn(7, 1, 1, 40, 30, 0.5).double().mean()
     assert found["spam_density"].in_effect == f"{share:.4f} drawn, {share:.4f} have moments"
     # Two fp32 moments of 1200 + 24 + 40 entries, and two counts a parameter.
@@ -278,6 +280,62 @@ def test_resets_that_do_not_come_disagree():
     assert disagreeing(lines(optimizer)) == []  # none was due
     advance(model, optimizer, 1)
     assert disagreeing(lines(optimizer)) == ["spam"]
+
+
+def keeping(p, g, m, v, scalars, *others) -> None:
+    """Plain operations that always keep moments."""
+    scalars = scalars.clone()
+    scalars[:, 1] = 1.0
+    spam.plain(p, g, m, v, scalars, *others)
+
+
+def test_a_kernel_that_never_zeroes_moments_disagrees_and_so_does_one_that_zeroes_only_some(monkeypatch):
+    model, where = Model(), torch.where
+    optimizer = built(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(spam, "kernel", lambda _: keeping)
+        advance(model, optimizer, 4)
+        assert lines(optimizer)["spam"].agrees  # none was due
+        advance(model, optimizer, 1)
+    found = lines(optimizer)["spam"]
+    assert not found.agrees and "entries without moments at resets, 0 of 1264" in found.how
+
+    class Kept:
+        """A module torch in which nothing is zeroed because it is not kept."""
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        @staticmethod
+        def where(condition, value, other):
+            is_reset = condition.dim() == 0 and isinstance(other, float) and value.dim() == 2
+            return value if is_reset else where(condition, value, other)
+
+    model = Model()
+    optimizer = built(model)
+    monkeypatch.setattr(spam, "torch", Kept())
+    advance(model, optimizer, 5)  # of the matrix, 1200 entries, moments stay
+    found = lines(optimizer)["spam"]
+    assert not found.agrees and "entries without moments at resets, 64 of 1264" in found.how
+
+
+def test_without_triton_a_gpu_is_refused_before_the_first_update(monkeypatch):
+    class OnAGpu:
+        """As much of a tensor as is asked."""
+
+        is_cuda = True
+
+        @staticmethod
+        def is_contiguous():
+            return True
+
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "engine.kernels.spam", raising=False)
+    monkeypatch.delattr(kernels, "spam", raising=False)
+    own = spam.kernel
+    monkeypatch.setattr(spam, "kernel", lambda _: own(OnAGpu()))
+    with pytest.raises(ConfigError, match="optimizer = 'spam': needs triton on a GPU"):
+        built(Model())
 
 
 def test_entries_that_are_not_drawn_and_another_optimizer_disagree():
@@ -439,3 +497,19 @@ def test_settings_that_would_do_nothing_are_refused():
         resolve({"spam_density": 0.5}, "test")
     with pytest.raises(ConfigError, match="spam_density = 0: must be a number > 0 and ≤ 1"):
         resolve({"optimizer": "spam", "spam_density": 0}, "test")
+
+
+def test_a_warm_up_that_a_reset_always_cuts_short_is_refused():
+    """As long as the interval it is at full size in the last update before each reset."""
+    values = {"optimizer": "spam", "spam_reset_steps": 100, "spam_warmup_steps": 101}
+    with pytest.raises(ConfigError, match="spam_warmup_steps = 101: updates would never .* set it to ≤ 100"):
+        resolve(values, "test")
+    for change in ({"spam_warmup_steps": 100}, {"spam_reset_steps": 0}):
+        resolve({**values, **change}, "test")
+    factors = spam.advanced(
+        torch.tensor([99.0, 100.0]),
+        torch.tensor([99.0, 100.0]),
+        {"reset_steps": 100, "warmup_steps": 100, "betas": (0.9, 0.999)},
+        None,
+    )[0][:, 4]
+    assert factors[0] == 1 > factors[1]
