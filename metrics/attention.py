@@ -7,6 +7,8 @@ import polars as pl
 from metrics.frames import curves
 from metrics.rows import Results
 
+# Settings that make another form of attention, and not another kernel or size of the same.
+FORM = ("attention_form", "latent_query", "latent_value", "reciprocal_alpha")
 WHAT = ("entropy", "reciprocity")  # columns of attention.csv, each with the number of its layer
 
 
@@ -14,6 +16,17 @@ def layers(results: Results, what: str) -> list[str]:
     """The columns of `what`, from the first layer to the last that any run has."""
     names = [name for name in results.attention.columns if name.removeprefix(f"{what}_").isdecimal()]
     return sorted(names, key=lambda name: int(name.removeprefix(f"{what}_")))
+
+
+def of_each_form(results: Results, runs: list[str], most: int) -> list[str]:
+    """`most` of the runs, in their order: the first of each form of attention, and then whichever comes first."""
+    firsts: dict[tuple, str] = {}
+    for run in runs:
+        config = next((one.config for one in results.of(run) if one.state == "complete"), {})
+        firsts.setdefault(tuple(config.get(name) for name in FORM), run)
+    others = [run for run in runs if run not in firsts.values()]
+    kept = [*firsts.values(), *others][:most]
+    return [run for run in runs if run in kept]
 
 
 def over_layers(results: Results, points: int = 200) -> pl.DataFrame:

@@ -1,8 +1,8 @@
 """How the runs of a study got where they are: perplexity on the way, at equal seconds, and the time to a fixed loss.
 
-From the evaluations during training alone; a loss is looked at where it was evaluated, never between. Seconds are of
-training, without compiling and evaluating. What a pruned run had before it was at its target sparsity is never its
-best, nor counts for a target. Must not read or write files.
+From the evaluations during training alone; a loss is looked at where it was evaluated, and only at equal seconds
+between two evaluations. Seconds are of training, without compiling and evaluating. What a pruned run had before it
+was at its target sparsity counts for nothing but its perplexity on the way. Must not read or write files.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from dataclasses import dataclass
 import polars as pl
 
 from metrics import statistics
+from metrics.counting import counts
 from metrics.epochs import by_seed, seconds_until
-from metrics.rows import Results, RunSeed
+from metrics.measures import AXES
+from metrics.rows import Results
 from metrics.statistics import Comparison, Estimate, Ratio
 from metrics.summary import Summary
 
-LAST = 10  # evaluations whose scatter says how stable a run ends
+END = 0.1  # of the steps: the last of them, whose evaluations say how stable a run ends
 FEWEST = 3  # evaluations that have a scatter
+EQUAL = AXES["seconds"].tolerance  # relative: what is no further apart has taken equally long
+NOT_SPARSE = "not at its target sparsity yet"
+NOT_EVALUATED = "not evaluated by then"
+NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,9 @@ class Course:
     best: Estimate | None
     last: Estimate | None
     gain: Estimate | None  # best less first: negative, where training helped
-    scatter: Estimate | None  # standard deviation of the last evaluations
+    scatter: Estimate | None  # standard deviation of the evaluations in the last tenth of the steps
     degradation: Estimate | None  # last over best, less 1
+    aside: str = ""  # why it stands beside the others: own budget, not comparable, invalid
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,10 @@ class AtEqualSeconds:
     run: str
     seconds: Estimate | None  # of training, whole run
     limit: Estimate | None  # of training, when it is looked at
-    loss: Estimate | None  # validation loss at the last evaluation until then
+    loss: Estimate | None  # validation loss then
     comparison: Comparison | None  # with the baseline's; None of the baseline itself
+    quickest: bool = False  # of a seed at least
+    why: str = ""  # why it has no loss
 
 
 @dataclass(frozen=True)
@@ -69,24 +78,13 @@ class _Seed:
     tokens: list[int]
     seconds: list[float]  # of training until then
     counts: list[bool]  # whether it may be the run's best
+    length: int  # steps in all
     ended: float  # seconds of training in all
 
     @property
     def counted(self) -> list[float]:
         """The losses that may be the run's best."""
-        return [loss for loss, counts in zip(self.losses, self.counts, strict=True) if counts]
-
-
-def _at_target(one: RunSeed, steps: list[int]) -> list[bool]:
-    """Whether the weights were as sparse as they were to become, after so many steps; always of a run that is dense.
-
-    The ramp ends where the hold begins; whether sparsity as measured was there at all, metrics.json says.
-    """
-    if one.config.get("pruning", "none") == "none":
-        return [True] * len(steps)
-    reached = one.metrics.get("best_val_loss_at_target") is not None
-    first = one.config["steps"] - one.config.get("pruning_hold", 0)
-    return [reached and step >= first for step in steps]
+        return [loss for loss, good in zip(self.losses, self.counts, strict=True) if good]
 
 
 def _seeds(results: Results, run: str) -> dict[int, _Seed]:
@@ -96,15 +94,15 @@ def _seeds(results: Results, run: str) -> dict[int, _Seed]:
     for one in results.of(run):
         if one.state == "complete" and (run, one.seed) in evals:
             rows, own = evals[run, one.seed], steps[run, one.seed]
-            seconds = [seconds_until(own, step) for step in rows["step"].to_list()]
-            done = [step + 1 for step in rows["step"].to_list()]
+            at = rows["step"].to_list()
             found[one.seed] = _Seed(
-                done,
+                [step + 1 for step in at],
                 rows["val_loss"].to_list(),
                 rows["tokens_seen"].to_list(),
-                seconds,
-                _at_target(one, done),
-                seconds_until(own, own["step"].max()),
+                [seconds_until(own, step, one.starts) for step in at],
+                counts(one, at),
+                own["step"].max() + 1,
+                seconds_until(own, own["step"].max(), one.starts),
             )
     return found
 
@@ -140,8 +138,9 @@ def courses(summary: Summary) -> list[Course]:
                 _mean(best),
                 _mean([own[-1] for own in values]),
                 _mean([least and least - own[0] for least, own in zip(best, values, strict=True)]),
-                _mean([_scatter(own) for own in values]),
+                _mean([_scatter(one) for one in seeds]),
                 _mean([_degradation(least, own[-1]) for least, own in zip(best, values, strict=True)]),
+                "" if run in summary.comparable else run.status,
             )
         )
     return rows
@@ -155,9 +154,13 @@ def _degradation(best: float | None, last: float) -> float | None:
     return last / best - 1 if best is not None and math.isfinite(last) else None
 
 
-def _scatter(values: list[float]) -> float | None:
-    """Standard deviation of the last evaluations, as a sample's."""
-    last = values[-LAST:]
+def _scatter(one: _Seed) -> float | None:
+    """Standard deviation of the perplexities at the end that count, as a sample's.
+
+    Of the end alone: before it a loss goes down, which is no scatter.
+    """
+    rows = zip(one.steps, one.losses, one.counts, strict=True)
+    last = [perplexity(loss) for step, loss, good in rows if good and step > (1 - END) * one.length]
     if len(last) < FEWEST or not all(map(math.isfinite, last)):
         return None
     mean = sum(last) / len(last)
@@ -170,13 +173,11 @@ def at_equal_seconds(summary: Summary) -> list[AtEqualSeconds]:
     seeds = {run: _seeds(summary.results, run) for run in runs}
     shared = set.intersection(*(set(own) for own in seeds.values())) if seeds else set()
     limits = {seed: min(own[seed].ended for own in seeds.values()) for seed in sorted(shared)}
+    found = {
+        run: {seed: _then(own[seed], limit) for seed, limit in limits.items()} for run, own in seeds.items()
+    }
     losses = {
-        run: {
-            seed: loss
-            for seed, limit in limits.items()
-            if (loss := _until(own[seed], limit)) is not None and math.isfinite(loss)
-        }
-        for run, own in seeds.items()
+        run: {seed: loss for seed, (loss, _) in own.items() if loss is not None} for run, own in found.items()
     }
     baseline = summary.results.study.baseline
     if not limits or not losses.get(baseline):
@@ -189,16 +190,33 @@ def at_equal_seconds(summary: Summary) -> list[AtEqualSeconds]:
             _mean(list(limits.values())),
             _mean([losses[run].get(seed) for seed in limits]),
             comparisons.get(run),
+            any(own[seed].ended == limit for seed, limit in limits.items()),
+            "; ".join(dict.fromkeys(why for _, why in found[run].values() if why)),
         )
         for run, own in seeds.items()
     ]
 
 
-def _until(one: _Seed, limit: float) -> float | None:
-    """The loss at the last evaluation that was over by then, if it counts."""
-    rows = zip(one.losses, one.counts, one.seconds, strict=True)
-    there = [(loss, counts) for loss, counts, seconds in rows if seconds <= limit * (1 + 1e-9)]
-    return there[-1][0] if there and there[-1][1] else None
+def _then(one: _Seed, limit: float) -> tuple[float | None, str]:
+    """The loss after so many seconds, on the line between the evaluations around them; or why there is none.
+
+    That of its last evaluation, where the run had ended by then, or took equally long. Linear: taking the evaluation
+    before would cost a run that is a thousandth slower all that it learned since.
+    """
+    after = next((i for i, seconds in enumerate(one.seconds) if seconds > limit), len(one.seconds))
+    if one.ended <= limit * (1 + EQUAL) or after == len(one.seconds):
+        around = [len(one.seconds) - 1]
+    elif after == 0:
+        return None, NOT_EVALUATED
+    else:
+        around = [after - 1, after]
+    if not all(one.counts[i] for i in around):
+        return None, NOT_SPARSE
+    losses, seconds = [one.losses[i] for i in around], [one.seconds[i] for i in around]
+    if not all(map(math.isfinite, losses)):
+        return None, NOT_FINITE
+    share = (limit - seconds[0]) / (seconds[-1] - seconds[0]) if len(around) > 1 else 0.0
+    return losses[0] + share * (losses[-1] - losses[0]), ""
 
 
 def to_targets(summary: Summary) -> list[ToTarget]:
@@ -238,8 +256,8 @@ def _first(seeds: dict[int, _Seed], target: float) -> dict[int, tuple[float, flo
     found = {}
     for seed, one in seeds.items():
         rows = zip(one.losses, one.tokens, one.seconds, one.counts, strict=True)
-        for loss, tokens, seconds, counts in rows:
-            if counts and loss <= target:
+        for loss, tokens, seconds, good in rows:
+            if good and loss <= target:
                 found[seed] = float(tokens), seconds
                 break
     return found
@@ -262,7 +280,7 @@ def course_frame(summary: Summary) -> pl.DataFrame:
     for one in courses(summary):
         named = {f"perplexity_at_{step}": estimate for step, estimate in one.at.items()}
         named |= {name: getattr(one, name) for name in ("best", "last", "gain", "scatter", "degradation")}
-        row = {"run": one.run}
+        row = {"run": one.run, "not_ranked": one.aside or None}
         for name, estimate in named.items():
             row |= {name: estimate and estimate.mean, f"{name}_half_width": estimate and estimate.half_width}
         rows.append(row)
@@ -278,11 +296,14 @@ def equal_seconds_frame(summary: Summary) -> pl.DataFrame:
             "looked_at_seconds": one.limit and one.limit.mean,
             "val_loss": one.loss and one.loss.mean,
             "val_loss_half_width": one.loss and one.loss.half_width,
-            "difference": one.comparison and one.comparison.estimate and one.comparison.estimate.mean,
+            "difference": difference and difference.mean,
+            "difference_half_width": difference and difference.half_width,
             "p_holm": one.comparison and one.comparison.p_holm,
             "verdict": one.comparison.verdict if one.comparison else "baseline",
+            "why_no_loss": one.why or None,
         }
         for one in at_equal_seconds(summary)
+        for difference in [one.comparison and one.comparison.estimate]
     ]
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -296,6 +317,9 @@ def targets_frame(summary: Summary) -> pl.DataFrame:
             "reached": one.reached,
             "seeds": one.seeds,
             "tokens": one.tokens and one.tokens.mean,
+            "tokens_ratio": one.tokens_ratio and one.tokens_ratio.mean,
+            "tokens_ratio_low": one.tokens_ratio and one.tokens_ratio.low,
+            "tokens_ratio_high": one.tokens_ratio and one.tokens_ratio.high,
             "seconds": one.seconds and one.seconds.mean,
             "seconds_half_width": one.seconds and one.seconds.half_width,
             "seconds_ratio": one.seconds_ratio and one.seconds_ratio.mean,

@@ -11,6 +11,7 @@ from itertools import pairwise
 import polars as pl
 
 from metrics import statistics
+from metrics.counting import COUNTS, with_counts
 from metrics.measures import distinct_share
 from metrics.rows import Results, RunSeed
 from metrics.summary import Summary
@@ -28,9 +29,10 @@ WARM_UP_STEPS = 3  # the first of a run: they compile. As in engine.probes, whic
 
 
 def epochs(results: Results) -> pl.DataFrame:
-    """Columns run, seed, step, tokens_seen, COLUMNS, best: a row an evaluation of each complete run and seed.
+    """Columns run, seed, step, tokens_seen, COLUMNS, counts, best: a row an evaluation of each complete run and seed.
 
-    best: "yes" at the evaluation that `best_by` finds best, the first of equals.
+    step: from 0. counts: of `metrics.counting`. best: "yes" at the evaluation that `best_by` finds best among those
+    that count, the first of equals.
     """
     evals, steps = by_seed(results.evals), by_seed(results.steps)
     parts = [
@@ -39,7 +41,7 @@ def epochs(results: Results) -> pl.DataFrame:
         if one.state == "complete" and (one.run, one.seed) in evals
     ]
     words = {"run": pl.String, "seed": pl.Int32, "step": pl.Int64, "tokens_seen": pl.Int64}
-    schema = words | dict.fromkeys(COLUMNS, pl.Float64)
+    schema = words | dict.fromkeys(COLUMNS, pl.Float64) | {COUNTS: pl.Boolean}
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
     return _marked(frame.select(*schema), results, ("run", "seed"))
 
@@ -47,7 +49,7 @@ def epochs(results: Results) -> pl.DataFrame:
 def mean_epochs(results: Results, frame: pl.DataFrame | None = None) -> pl.DataFrame:
     """The same over the seeds of a run: mean, and lowest and highest seed (COLUMNS, each also _low and _high).
 
-    An evaluation counts only when every complete seed of the run has it.
+    Only evaluations that every complete seed of the run has; one counts where it does in each.
     """
     frame = epochs(results) if frame is None else frame
     seeds = frame.group_by("run").agg(pl.col("seed").n_unique().alias("all"))
@@ -55,7 +57,7 @@ def mean_epochs(results: Results, frame: pl.DataFrame | None = None) -> pl.DataF
     stats += [pl.col(c).min().alias(f"{c}_low") for c in COLUMNS]
     stats += [pl.col(c).max().alias(f"{c}_high") for c in COLUMNS]
     mean = frame.group_by("run", "step", maintain_order=True).agg(
-        pl.len().alias("seeds"), pl.col("tokens_seen").first(), *stats
+        pl.len().alias("seeds"), pl.col("tokens_seen").first(), *stats, pl.col(COUNTS).all()
     )
     mean = mean.join(seeds, on="run", maintain_order="left").filter(pl.col("seeds") == pl.col("all"))
     return _marked(mean.drop("seeds", "all"), results, ("run",))
@@ -66,7 +68,7 @@ def csv_frame(results: Results) -> pl.DataFrame:
     each = epochs(results)
     mean = mean_epochs(results, each).with_columns(pl.lit("mean").alias("seed")).select(*each.columns)
     whole = pl.concat([each.with_columns(pl.col("seed").cast(pl.String)), mean])
-    whole = pl.concat([whole.filter(pl.col("run") == run) for run in results.study.runs])
+    whole = pl.concat([whole.filter(pl.col("run") == run) for run in results.study.runs]).drop(COUNTS)
     return whole.select(
         c for c in whole.columns if c in ("run", "seed") or whole[c].null_count() < whole.height
     )
@@ -112,10 +114,15 @@ def steady_seconds(steps: pl.DataFrame) -> float:
     return float((seconds[WARM_UP_STEPS:] if len(seconds) > WARM_UP_STEPS else seconds).median() or 0.0)
 
 
-def seconds_until(steps: pl.DataFrame, step: int) -> float:
-    """Seconds of training up to a step and with it, each of the first steps, which compile, as long as the median."""
+def seconds_until(steps: pl.DataFrame, step: int, starts: tuple[int, ...] = ()) -> float:
+    """Seconds of training up to a step and with it, each of the first steps, which compile, as long as the median.
+
+    starts: the steps that were done wherever the training began again, which compiles as well.
+    """
     seconds = steps.sort("step").filter(pl.col("step") <= step)["step_seconds"]
-    return min(WARM_UP_STEPS, len(seconds)) * steady_seconds(steps) + float(seconds[WARM_UP_STEPS:].sum())
+    compiling = {place for start in (0, *starts) for place in range(start, start + WARM_UP_STEPS)}
+    trained = [place for place in range(len(seconds)) if place not in compiling]
+    return (len(seconds) - len(trained)) * steady_seconds(steps) + float(seconds[trained].sum())
 
 
 def _of_seed(one: RunSeed, evals: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
@@ -130,10 +137,14 @@ def _of_seed(one: RunSeed, evals: pl.DataFrame, steps: pl.DataFrame) -> pl.DataF
         rows.append((sum(known) / len(known) if known else None, (end - start) * steady))
     types = {"train_loss": pl.Float64, "seconds": pl.Float64}
     frame = pl.concat([evals, pl.DataFrame(rows, schema=types, orient="row")], how="horizontal")
-    return frame.with_columns(
-        (pl.col("tokens_seen") * pl.lit(_epochs_per_token(one), pl.Float64)).alias("epoch"),
-        pl.col("seconds").cum_sum().alias("seconds_total"),
-    ).select("run", "seed", "step", "tokens_seen", *COLUMNS)
+    return (
+        with_counts(one, frame)
+        .with_columns(
+            (pl.col("tokens_seen") * pl.lit(_epochs_per_token(one), pl.Float64)).alias("epoch"),
+            pl.col("seconds").cum_sum().alias("seconds_total"),
+        )
+        .select("run", "seed", "step", "tokens_seen", *COLUMNS, COUNTS)
+    )
 
 
 def _epochs_per_token(one: RunSeed) -> float | None:
@@ -147,7 +158,7 @@ def _epochs_per_token(one: RunSeed) -> float | None:
 def _marked(frame: pl.DataFrame, results: Results, by: tuple[str, ...]) -> pl.DataFrame:
     """With the column best."""
     name = best_by(results)
-    finite = pl.when(pl.col(name).is_finite()).then(pl.col(name))
+    finite = pl.when(pl.col(name).is_finite() & pl.col(COUNTS)).then(pl.col(name))
     best = finite.max() if name == "val_accuracy" else finite.min()
     there = (finite == best.over(by)).fill_null(False)
     first = there & (there.cast(pl.Int32).cum_sum().over(by) == 1)

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from metrics import statistics
+from metrics.counting import COUNTS, with_counts
 from metrics.course import at_equal_seconds
 from metrics.devices import throttled
 from metrics.diagnosis import diagnosis
@@ -144,13 +145,15 @@ def _equal_seconds(study: _Study) -> Iterator[Finding]:
     known = [one for one in rows if one.loss]
     if len(known) < 2:  # noqa: PLR2004
         return
-    best, quickest = min(known, key=lambda one: one.loss.mean), min(rows, key=lambda one: one.seconds.mean)
+    best = min(known, key=lambda one: one.loss.mean)
     base = best.run == study.baseline
     verdict = "the baseline itself" if base else best.comparison.verdict or "no verdict"
+    quickest = tuple(one.run for one in rows if one.quickest)
     yield Finding(
-        f"At equal seconds of training, {number(best.limit.mean)} s, in which {quickest.run} is through, {best.run} "
-        f"has the lowest validation loss: {with_interval(best.loss)} ({verdict}).",
-        tuple(dict.fromkeys((best.run, quickest.run))),
+        f"At equal seconds of training, {number(best.limit.mean)} s, when the quickest run of each seed had ended "
+        f"({', '.join(quickest)}), {best.run} has the lowest validation loss: {with_interval(best.loss)} "
+        f"({verdict}).",
+        tuple(dict.fromkeys((best.run, *quickest))),
     )
 
 
@@ -328,12 +331,13 @@ def _target(study: _Study, name: str, other: str) -> Iterator[Finding]:
 
 
 def _reached(study: _Study, run: str, seed: int, by: str, target: float) -> tuple[float, float] | None:
-    """Tokens and seconds of training at the first evaluation that was at least as good as `target`."""
+    """Tokens and seconds of training at the first evaluation that counts and was at least as good as `target`."""
     good = pl.col(by) <= target if METRICS[by].better == "lower" else pl.col(by) >= target
-    there = study.evals[run, seed].filter(good).head(1)
+    one = next(one for one in study.results.of(run) if one.seed == seed)
+    there = with_counts(one, study.evals[run, seed]).filter(good & pl.col(COUNTS)).head(1)
     if there.is_empty():
         return None
-    return float(there["tokens_seen"][0]), seconds_until(study.steps[run, seed], there["step"][0])
+    return float(there["tokens_seen"][0]), seconds_until(study.steps[run, seed], there["step"][0], one.starts)
 
 
 def _sparsity(study: _Study) -> Iterator[Finding]:

@@ -41,6 +41,11 @@ def _metric(key: str, factor: float = 1.0) -> Callable[[RunSeed], float | None]:
     return lambda one: None if one.metrics.get(key) is None else factor * one.metrics[key]
 
 
+def _best(key: str, at_target: str) -> Callable[[RunSeed], float | None]:
+    """Of a run that prunes the best at its target sparsity: what it was before is another model."""
+    return lambda one: _metric(at_target if one.prunes else key)(one)
+
+
 def _test(key: str) -> Callable[[RunSeed], float | None]:
     return lambda one: None if one.test.get(key) is None else float(one.test[key])
 
@@ -65,9 +70,11 @@ METRICS = {
     "test_bits_per_byte": Metric("test bits per byte", "bits/byte", _test("test_bits_per_byte")),
     "test_accuracy": _share("test accuracy", _test("test_accuracy"), count=_test("examples")),
     "val_loss": Metric("validation loss", NATS, _metric("val_loss")),
-    "best_val_loss": Metric("best validation loss", NATS, _metric("best_val_loss")),
+    "best_val_loss": Metric("best validation loss", NATS, _best("best_val_loss", "best_val_loss_at_target")),
     "val_accuracy": _share("validation accuracy", _metric("val_accuracy")),
-    "best_val_accuracy": _share("best validation accuracy", _metric("best_val_accuracy")),
+    "best_val_accuracy": _share(  # a run that prunes does not say it of its target
+        "best validation accuracy", _best("best_val_accuracy", "best_val_accuracy_at_target")
+    ),
     "best_val_loss_at_target": Metric(
         "best validation loss at the target sparsity", NATS, _metric("best_val_loss_at_target")
     ),
@@ -157,6 +164,11 @@ TO_TARGET = (
     "seconds_to_target"  # of a criterion, with its target: seconds of training until a validation loss
 )
 SCALING_MEASURES = ("speedup", "efficiency")  # of a run against the reference that its study declares
+
+
+def amount(count: int, one: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{count:,} {one if count == 1 else f'{one}s'}"
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,16 @@ class RunSeed:
         """Whether it is a classifier."""
         return "classes" in self.metrics
 
+    @property
+    def prunes(self) -> bool:
+        """Whether it sets weights to zero while it trains."""
+        return self.config.get("pruning", "none") != "none"
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The steps that were done where the training began again."""
+        return tuple(event["step"] for event in self.events if event.get("event") == "resumed")
+
 
 @dataclass(frozen=True)
 class Results:
@@ -197,11 +207,7 @@ def read(directory: Path) -> Results:
         for one in done
         if one.config.get("monitor_interval")
     ]
-    sparsity = [
-        _rows(directory, one, "sparsity.csv", SPARSITY_COLUMNS)
-        for one in done
-        if one.config.get("pruning", "none") != "none"
-    ]
+    sparsity = [_rows(directory, one, "sparsity.csv", SPARSITY_COLUMNS) for one in done if one.prunes]
     return Results(
         study,
         runs,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from metrics.course import LAST, at_equal_seconds, courses, to_targets
+from metrics.course import END, EQUAL, FEWEST, Course, at_equal_seconds, courses, to_targets
 from metrics.measures import METRICS
 from metrics.summary import Summary
 from metrics.words import difference, number, p_value, with_interval
 from plots.outcome_tables import Captioned, ratio_text
 
+WAY = "On the way: validation perplexity after so many steps, 95 % interval over seeds"
 COURSE = (
     "Course: validation perplexity, 95 % interval over seeds; ΔPPL is best less first, scatter the standard "
-    f"deviation of the last evaluations (at most {LAST}), degradation last over best less 1; the best of pruned runs "
-    "is at the target sparsity"
+    f"deviation of the evaluations in the last {100 * END:g} % of the steps, where there are {FEWEST}, degradation "
+    "last over best less 1; best and scatter of pruned runs are at the target sparsity"
 )
 SECONDS = (
-    "At equal seconds: validation loss at the last evaluation before the quickest run had ended, seed by seed; "
-    "compiling and evaluating not counted, and a slower run was not yet at the end of its schedule"
+    "At equal seconds: validation loss when the quickest run had ended, seed by seed, on the line between the "
+    f"evaluations around it, or at the end of a run that took at most {100 * EQUAL:g} % longer; compiling and "
+    "evaluating not counted, and a slower run was not yet at the end of its schedule"
 )
 TARGET = (
     "Time to a validation loss of {target:g}: at the first evaluation at or below it, 95 % interval over the seeds "
@@ -31,21 +33,28 @@ def course_tables(summary: Summary) -> list[Captioned]:
 
 
 def _course(summary: Summary) -> list[Captioned]:
-    found = courses(summary)
-    steps = summary.results.study.perplexity_at
-    heads = ["run", *(f"at {step:,} steps" for step in steps), "best", "last", "ΔPPL", "scatter"]
-    heads.append("degradation (%)")
+    """Two tables, since one would be too wide to read: on the way, and how it went."""
+    found, steps = courses(summary), summary.results.study.perplexity_at
+    way = [[_named(one), *(with_interval(one.at[step]) for step in steps)] for one in found]
     rows = [
         [
-            one.run,
-            *(with_interval(one.at[step]) for step in steps),
+            _named(one),
             *(with_interval(value) for value in (one.best, one.last)),
             *(number(value.mean if value else None) for value in (one.gain, one.scatter)),
             number(one.degradation.mean * 100 if one.degradation else None, 2),
         ]
         for one in found
     ]
-    return [(COURSE, (heads, rows))] if rows else []
+    tables: list[Captioned] = (
+        [(WAY, (["run", *(f"after {step:,} steps" for step in steps)], way))] if steps else []
+    )
+    tables.append((COURSE, (["run", "best", "last", "ΔPPL", "scatter", "degradation (%)"], rows)))
+    return tables if found else []
+
+
+def _named(one: Course) -> str:
+    """The run, and why its figures are not to be ranked."""
+    return f"{one.run} ({one.aside})" if one.aside else one.run
 
 
 def _equal_seconds(summary: Summary) -> list[Captioned]:
@@ -62,7 +71,7 @@ def _equal_seconds(summary: Summary) -> list[Captioned]:
                 with_interval(one.loss),
                 difference(compared.estimate, metric) if compared else "–",
                 p_value(compared.p_holm if compared else None),
-                (compared.verdict or "no verdict") if compared else "baseline",
+                (compared.verdict or one.why or "no verdict") if compared else "baseline",
             ]
         )
     return [(SECONDS, (heads, rows))] if rows else []

@@ -21,7 +21,7 @@ from plots.svg import svg
 BARS = ("peak_memory_gib", "activation_mib")
 NORM = "activation_norm_"  # columns of steps.csv, each with the number of its block
 MOST_BLOCKS = 4  # more than that: the first, the middle and the last
-MOST_PANELS = 12  # charts of blocks' gradient norms, one a run
+MOST_PANELS = 12  # charts of blocks' gradient norms, or of layers' attention, one a run
 POINTS = 4000  # of all runs in one chart: many runs are drawn with fewer steps each
 FRONTIER = (
     "Filled circles: no other run is at least as good in quality, speed and memory, by the means over seeds, and "
@@ -172,8 +172,13 @@ def _better(axis: str, better: str) -> str:
 
 
 def _left_out(summary: Summary) -> str:
-    names = [run.run for run in summary.complete if run not in summary.comparable]
-    return f"Not drawn, since not comparable: {', '.join(names)}." if names else ""
+    """Which runs are not drawn, and for which of two reasons: a budget of its own makes no run a wrong one."""
+    aside = [run for run in summary.complete if run not in summary.comparable]
+    own = [run.run for run in aside if run.status == "own budget"]
+    others = [run.run for run in aside if run.run not in own]
+    said = [f"Not drawn, since not comparable: {', '.join(others)}."] * bool(others)
+    said += [f"Not drawn, for a budget of its own: {', '.join(own)}."] * bool(own)
+    return " ".join(said)
 
 
 def _curves(summary: Summary) -> list[Drawn]:
@@ -253,7 +258,7 @@ def _attention(summary: Summary, points: int) -> list[Drawn]:
         chart = charts.curve(means, what, f"{title}, mean over layers", axis, runs, points=True)
         drawn.append(Drawn(f"attention_{what}", f"{title}, mean over layers", chart, ATTENTION[what]))
         shown = [run for run in runs if run in set(frame["run"])]
-        for run in shown[:MOST_PANELS]:
+        for run in attention.of_each_form(results, shown, MOST_PANELS):
             own, limits = frame.filter(pl.col("run") == run), attention_charts.domain(frame)
             chart = attention_charts.layers(own, f"{title}: {short(run)}", axis, limits)
             left_out = f"Of {len(shown)} runs these are {MOST_PANELS}." if len(shown) > MOST_PANELS else ""

@@ -5,6 +5,7 @@ Must not compute a result: numbers and sentences come from metrics/.
 
 from __future__ import annotations
 
+from metrics.counting import any_prunes
 from metrics.criteria import criteria
 from metrics.epochs import best_by, mean_epochs
 from metrics.measures import COUNTED, METRICS, Metric
@@ -28,7 +29,7 @@ OPTIMIZERS = (
     "Optimizers: weights, state and masks over weights; single gradients cut, g² / v before; mean over seeds"
 )
 EPOCHS = (  # step → head
-    ("step", "step"),
+    ("step", "steps"),
     ("epoch", "epoch"),
     ("train_loss", METRICS["train_loss"].label),
     ("seconds", "training (s)"),
@@ -156,7 +157,7 @@ def _epoch_cell(name: str, value: float | str | int | None) -> str:
     if name == "best":
         return "best" if value == "yes" else ""
     if name == "step":
-        return f"{value:,}"
+        return f"{value + 1:,}"  # done, as everywhere in tables; rows count from 0
     assert not isinstance(value, str)
     if value is not None and name == "epoch":
         return f"{value:.2f}"
@@ -168,8 +169,9 @@ def epoch_caption(summary: Summary, run: str) -> str:
     """What a run's epoch table shows, and by what the best row is."""
     by: Metric = METRICS[best_by(summary.results)]
     seeds = len(summary.of(run).complete_seeds)
+    sparse = ", at the target sparsity" if any_prunes(summary.results, run) else ""
     means = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     return (
         f"{run}: each evaluation, {means}; training loss since the one before; seconds at the median step, compiling "
-        f"not counted; best by {by.label}"
+        f"not counted; best by {by.label}{sparse}"
     )

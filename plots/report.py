@@ -257,7 +257,7 @@ def _samples(summary: Summary) -> str:
         one = next((one for one in summary.results.of(run.run) if one.samples), None)
         if one is not None:
             last = max(sample["step"] for sample in one.samples)
-            where = f"{run.run}, seed {one.seed}, step {last:,}"
+            where = f"{run.run}, seed {one.seed}, after {last + 1:,} steps"  # rows count from 0
             texts = "".join(_sample(sample) for sample in one.samples if sample["step"] == last)
             parts.append(f"<h3>{escape(where)}</h3>{texts}")
     return f"<h2>Samples</h2>{''.join(parts)}" if parts else ""

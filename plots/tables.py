@@ -11,7 +11,7 @@ from html import escape
 from metrics.criteria import criteria, verdict
 from metrics.findings import findings
 from metrics.hypothesis import conclusion
-from metrics.measures import AXES, METRICS, shown_costs
+from metrics.measures import AXES, METRICS, amount, shown_costs
 from metrics.summary import RunSummary, Summary
 from metrics.words import (
     binomial,
@@ -168,7 +168,7 @@ def hypothesis_lines(summary: Summary) -> list[str]:
     design = [f"compared at {summary.axis}"]
     if study.budget:
         design.append(f"{study.budget:,} {AXES[study.axis].unit} a run")
-    design.append(f"{len(study.runs)} runs × {len(study.seeds)} seeds")
+    design.append(f"{amount(len(study.runs), 'run')} × {amount(len(study.seeds), 'seed')}")
     if study.frozen:
         design.append(f"frozen: {', '.join(study.frozen)}")
     if study.chosen_from:

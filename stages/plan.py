@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from engine.config import SETTINGS, effect_problems, is_effective, resolve, value_problems
 from engine.errors import ConfigError, command
 from engine.rundir import toml, write_json
+from metrics.measures import amount
 from stages import checklist, presets, progress
 from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
 from stages.requirements import REQUIREMENTS, requirement_problems, restricted, selection_problem
@@ -170,9 +171,10 @@ def main() -> None:
     if study["preset"]:
         aside = {s.name for s in SETTINGS.values() if s.section in ("data", "logging")}
         said = [*presets.lines(study["preset"], study["study"], base, defaults, aside), *said]
-    said.append(f"study {study['study']}, {len(study['runs'])} runs × {len(study['seeds'])} seeds")
+    runs, seeds = amount(len(study["runs"]), "run"), amount(len(study["seeds"]), "seed")
+    said.append(f"study {study['study']}, {runs} × {seeds}")
     if study["expects"]:
-        said[-1] += f"; {len(study['expects'])} expectations, the runs' settings meet theirs"
+        said[-1] += f"; {amount(len(study['expects']), 'expectation')}, the runs' settings meet theirs"
     so_far = progress.of_study(directory)
     said.append(f"{so_far}; to train: {', '.join(so_far.left) or 'nothing'}")
     print("\n".join(f"plan: {line}" for line in said), file=sys.stderr)

@@ -7,11 +7,13 @@ No arithmetic here: that is in metrics/, the drawing in plots/. Exit 2 when ther
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from textwrap import wrap
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +34,9 @@ from metrics import (
 )
 from plots import outcome_tables, report, tables
 
+EDGES, BETWEEN = 2, 3  # characters beside a table and between two of its columns
+SHORT = 20  # characters of a cell that stays in one line
+WORD = re.compile(r"[^\W\d_]{4}")
 WIDTH = 110  # characters that the tables need: of what is piped, and of a terminal that is narrower
 
 
@@ -117,18 +122,71 @@ def show_course(console: Console, study: summary.Summary) -> None:
 
 
 def show_table(console: Console, title: str, content: outcome_tables.Table) -> None:
-    """A table under its title, its heads in several lines."""
+    """A table under its title, its heads in several lines; a wide one in parts that say which row is which."""
+    for part, (heads, cells) in enumerate(_parts(content, console.width)):
+        said = f"{title.partition(':')[0]} (continued)" if part else title
+        table = Table(title=said, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, head in enumerate(heads):
+            column = [line[place] for line in cells]
+            if place == 0:  # whole: which row it is must be read in every part
+                table.add_column(
+                    _head(head), overflow="fold", width=_first_width(head, column, console.width)
+                )
+            else:
+                table.add_column(_head(head), justify="right", no_wrap=not _folds(column))
+        for line in cells:
+            table.add_row(*line)
+        console.print(table)
+
+
+def _head(text: str) -> str:
+    return "\n".join(wrap(text, 11, break_long_words=False))
+
+
+def _folds(column: list[str]) -> bool:
+    """Whether the cells may fold between words: a number may not, and a word or two need not."""
+    return _longest(column) > SHORT and all(WORD.search(cell) for cell in column if cell != "–")
+
+
+def _first_width(head: str, column: list[str], width: int) -> int:
+    """As wide as its longest cell, but for names that would leave no room for anything else: those fold."""
+    return min(_longest([*_head(head).split("\n"), *column]), width // 2)
+
+
+def _longest(texts: list[str]) -> int:
+    return max(map(cell_len, texts), default=0)
+
+
+def _parts(content: outcome_tables.Table, width: int) -> list[outcome_tables.Table]:
+    """The table with as many columns as fit beside those that say which row it is, then those with the next …"""
     heads, cells = content
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, head in enumerate(heads):
-        wrapped = "\n".join(wrap(head, 11, break_long_words=False))
-        if place == 0:  # a long run name folds, a number never does
-            table.add_column(wrapped, overflow="fold")
-        else:
-            table.add_column(wrapped, justify="right", no_wrap=True)
-    for line in cells:
-        table.add_row(*line)
-    console.print(table)
+    keys, needs = _keys(cells), [_needs(content, place, width) for place in range(len(heads))]
+    room = width - EDGES + BETWEEN - sum(needs[:keys])
+    parts: list[list[int]] = [[]]
+    for place in range(keys, len(heads)):
+        part = parts[-1]
+        if part and sum(needs[i] for i in (*part, place)) > room:
+            # A ratio is of the column before it.
+            parts.append([part.pop()] if heads[place] == "ratio" and len(part) > 1 else [])
+        parts[-1].append(place)
+    shown = [(*range(keys), *part) for part in parts]
+    return [([heads[i] for i in part], [[line[i] for i in part] for line in cells]) for part in shown]
+
+
+def _keys(cells: list[list[str]]) -> int:
+    """How many of the first columns say which row it is."""
+    length = min(map(len, cells), default=1)
+    return next((n for n in range(1, length) if len({tuple(line[:n]) for line in cells}) == len(cells)), 1)
+
+
+def _needs(content: outcome_tables.Table, place: int, width: int) -> int:
+    """Characters that a column cannot do without."""
+    head, column = content[0][place], [line[place] for line in content[1]]
+    if place == 0:
+        return BETWEEN + _first_width(head, column, width)
+    longest = _longest([word for cell in column for word in cell.split()])
+    cell = max(SHORT, longest) if _folds(column) else _longest(column)
+    return BETWEEN + max(cell, _longest(_head(head).split("\n")))
 
 
 def main(arguments: list[str]) -> int:

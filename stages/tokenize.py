@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.config import load
 from engine.data.prepare import prepare
 from engine.errors import ConfigError, command
+from metrics.measures import amount
 
 
 @command
@@ -18,16 +19,18 @@ def main() -> None:
     settings = load(sys.argv[1], only=("data",)).data
     meta = prepare(settings, Path(sys.argv[2]))
     for split, facts in meta["splits"].items():
-        rows = "".join(f"{facts[what]:,} {what}, " for what in ("rows", "documents") if what in facts)
+        rows = "".join(
+            f"{amount(facts[f'{one}s'], one)}, " for one in ("row", "document") if f"{one}s" in facts
+        )
         print(
             f"tokenize: {settings.dataset} {split}: {rows}{facts['tokens']:,} tokens, {facts['bytes']:,} bytes, "
             f"sha256 {facts['sha256_text'][:12]}",
             file=sys.stderr,
         )
-    what = "documents" if meta["kind"] == "documents" else "rows"
+    one = "document" if meta["kind"] == "documents" else "row"
     for reason, count in meta.get("dropped", {}).items():
         if count:
-            print(f"tokenize: {settings.dataset}: {count:,} {what} dropped: {reason}", file=sys.stderr)
+            print(f"tokenize: {settings.dataset}: {amount(count, one)} dropped: {reason}", file=sys.stderr)
     if meta.get("stands_in_for"):
         print(f"tokenize: {settings.dataset} stands in for {meta['stands_in_for']}", file=sys.stderr)
 

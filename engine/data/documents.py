@@ -88,8 +88,9 @@ def write(source: Source, settings, tokenizer, dtype: np.dtype, directory: Path)
     wanted = [name for name in SPLITS if name != "test" or settings.test_percent]
     if empty := [name for name in wanted if not facts[name]["documents"]]:
         count = sum(one["documents"] for one in facts.values())
+        are = "document is" if count == 1 else "documents are"
         raise ConfigError(
-            f"{count} documents are too few: none is left for {', '.join(empty)}; hold out more or fewer "
+            f"{count} {are} too few: none is left for {', '.join(empty)}; hold out more or fewer "
             "(validation_percent, test_percent), or use more (max_train_bytes)",
             f"dataset={settings.dataset}",
         )

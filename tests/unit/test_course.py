@@ -6,8 +6,8 @@ import math
 import pytest
 from fake_results import write_json, write_study
 
-from metrics import course, criteria, findings, rows, summary
-from plots import course_tables, figures
+from metrics import course, criteria, epochs, findings, rows, summary
+from plots import course_tables, figures, outcome_tables
 from stages import summarize
 
 LN = math.log
@@ -49,15 +49,84 @@ def test_perplexity_on_the_way_is_that_of_the_evaluation_there(results):
     assert (sgd.best.mean, sgd.last.mean) == (pytest.approx(8 * 1.005), pytest.approx(10 * 1.005))
     assert sgd.gain.mean == pytest.approx((8 - 60) * 1.005)
     assert sgd.degradation.mean == pytest.approx(0.25) and adamw.degradation.mean == 0
-    values = RUNS["adamw"][0]
-    mean = sum(values) / 6
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 5)
-    assert adamw.scatter.mean == pytest.approx(deviation * 1.005)
+    assert adamw.scatter is None  # one evaluation in the last tenth of the steps
 
 
-def test_the_scatter_is_of_the_last_ten(monkeypatch):
-    assert course._scatter([1e9, *([2.0, 4.0] * 5)]) == pytest.approx(math.sqrt(10 / 9))
-    assert course._scatter([1.0, 2.0]) is None and course._scatter([1.0, 2.0, math.inf]) is None
+def scatter(values, counts=None, every=2, length=100):
+    steps = [length - every * place for place in reversed(range(len(values)))]
+    nothing = [0.0] * len(values)
+    counts = counts or [True] * len(values)
+    return course._scatter(course._Seed(steps, list(map(LN, values)), nothing, nothing, counts, length, 1.0))
+
+
+def test_the_scatter_is_of_the_last_tenth_of_the_steps_and_of_evaluations_that_count():
+    """Of 100 steps those after the 90th: evaluations at 92, 94, … 100 of one every 2."""
+    assert scatter([64.0, 9.0, 2.0, 4.0, 2.0, 4.0, 3.0]) == pytest.approx(1.0)  # ±1 of 3, twice each
+    assert scatter([64.0, 32.0, 9.0, 2.0, 4.0], every=5) is None  # after 95 and 100 steps: two
+    assert scatter([2.0, 4.0], every=1) is None
+    assert scatter([3.0, 1.0, 2.0, math.inf], every=1) is None
+    assert scatter([8.0, 1.0, 2.0, 3.0], [False, True, True, True]) == pytest.approx(1.0)
+    assert scatter([8.0, 1.0, 2.0, 3.0], [False, False, True, True]) is None
+
+
+def slowed(results, run, other, factor):
+    """Let the second run have the rows of the first, each step so many times as long."""
+    for seed in (1, 2):
+        for name in ("evals.csv", "steps.csv", "metrics.json"):
+            text = (results / f"{run}-{seed}" / name).read_text()
+            if name == "steps.csv":
+                text = text.replace(",0.1,", f",{0.1 * factor!r},")
+            (results / f"{other}-{seed}" / name).write_text(text)
+
+
+def equal_seconds_rows(study):
+    [(_, (_, cells))] = [t for t in course_tables.course_tables(study) if t[0].startswith("At equal")]
+    return cells
+
+
+def test_a_copy_that_is_a_thousandth_slower_is_no_worse(results):
+    slowed(results, "adamw", "sgd", 1.001)
+    sgd = course.at_equal_seconds(summarized(results))[2]
+    assert sgd.comparison.estimate.mean == 0 and sgd.comparison.verdict == "identical"
+    assert sgd.quickest is False and sgd.limit.mean == pytest.approx(30)
+
+
+def test_between_two_evaluations_a_loss_is_on_the_line(results):
+    """At 1.05 × the seconds 30 s are 285.71 steps: 0.7143 of the way from ln 12 to ln 10."""
+    slowed(results, "adamw", "sgd", 1.05)
+    study = summarized(results)
+    adamw, _, sgd = course.at_equal_seconds(study)
+    wanted = (1 - (300 / 1.05 - 250) / 50) * LN(12 / 10)
+    assert sgd.comparison.estimate.mean == pytest.approx(wanted) and sgd.comparison.verdict == "worse"
+    assert sgd.loss.mean - adamw.loss.mean == pytest.approx(wanted)
+    written = course.equal_seconds_frame(study).to_dicts()
+    assert written[2]["difference_half_width"] == pytest.approx(0, abs=1e-9)
+    assert "on the line between the evaluations around it" in course_tables.SECONDS
+
+
+def test_every_run_that_was_the_quickest_of_a_seed_is_named(results):
+    path = results / "sgd-2" / "steps.csv"
+    path.write_text(path.read_text().replace(",0.15,", ",0.05,"))
+    study = summarized(results)
+    assert [one.quickest for one in course.at_equal_seconds(study)] == [True, False, True]
+    [line] = [one.text for one in findings.findings(study) if one.text.startswith("At equal seconds")]
+    assert "when the quickest run of each seed had ended (adamw, sgd)," in line
+
+
+def test_starting_again_is_in_no_time(results):
+    for run in RUNS:
+        for seed in (1, 2):
+            (results / f"{run}-{seed}" / "events.jsonl").write_text("")
+    plain = course.to_targets(summarized(results))
+    path = results / "sgd-1" / "steps.csv"
+    lines = path.read_text().splitlines()
+    for step in (100, 101, 102):
+        lines[step + 1] = lines[step + 1].replace(",0.15,", ",50,")
+    path.write_text("\n".join(lines) + "\n")
+    assert course.to_targets(summarized(results)) != plain
+    (results / "sgd-1" / "events.jsonl").write_text('{"event": "resumed", "step": 100}\n')
+    for one, other in zip(course.to_targets(summarized(results)), plain, strict=True):
+        assert (one.seconds and one.seconds.mean) == pytest.approx(other.seconds and other.seconds.mean)
 
 
 def test_at_equal_seconds_each_is_where_the_quickest_had_ended(results):
@@ -86,16 +155,26 @@ def test_the_time_to_a_loss_and_who_never_got_there(results):
     )  # nothing to be paired with
 
 
+def test_files_have_the_ratios_and_intervals_of_their_tables(results):
+    written = {
+        (row["run"], row["target"]): row for row in course.targets_frame(summarized(results)).to_dicts()
+    }
+    sgd = written["sgd", LN(11.5)]
+    names = ("tokens_ratio", "tokens_ratio_low", "tokens_ratio_high")
+    assert [sgd[name] for name in names] == pytest.approx([0.5] * 3)
+
+
 def test_tables_files_and_the_baseline_to_beat(results, tmp_path):
     study = summarized(results)
     titles = [title for title, _ in course_tables.course_tables(study)]
     assert [title.split(":")[0] for title in titles] == [
+        "On the way",
         "Course",
         "At equal seconds",
         "Time to a validation loss of 2.44235",
         "Time to a validation loss of 2.25129",
     ]
-    cells = {row[0]: row[1:] for row in course_tables.course_tables(study)[2][1][1]}
+    cells = {row[0]: row[1:] for row in course_tables.course_tables(study)[3][1][1]}
     assert cells["sgd"][0] == "2 of 2" and cells["sgd"][-1].startswith("0.75")
     [line] = [one.text for one in findings.findings(study) if one.text.startswith("Baseline to beat")]
     assert (
@@ -104,7 +183,8 @@ def test_tables_files_and_the_baseline_to_beat(results, tmp_path):
     )
     [line] = [one for one in findings.findings(study) if one.text.startswith("At equal seconds")]
     assert line.text.startswith(
-        "At equal seconds of training, 30.00 s, in which adamw is through, sgd has the lowest validation loss: 2.084"
+        "At equal seconds of training, 30.00 s, when the quickest run of each seed had ended (adamw), sgd has the "
+        "lowest validation loss: 2.084"
     )
     assert line.text.endswith("(better).") and line.runs == ("sgd", "adamw")
     assert "perplexity_time" in figures.every(study)
@@ -134,6 +214,19 @@ def test_what_a_pruned_run_had_while_it_was_dense_is_not_its_best(results):
     assert found["sgd", 11.5].tokens.mean == 250 * 4096  # not the 150 of before
     by_run = {one.run: one for one in course.at_equal_seconds(study)}
     assert by_run["sgd"].loss is None  # after 200 steps it was not there yet
+    [cells] = [row for row in equal_seconds_rows(study) if row[0] == "sgd"]
+    assert cells[-1] == "not at its target sparsity yet"
+    written = {row["run"]: row for row in course.equal_seconds_frame(study).to_dicts()}
+    assert written["sgd"]["why_no_loss"] == "not at its target sparsity yet"
+    assert summarized(results).of("sgd").estimates["best_val_loss"].mean == pytest.approx(LN(9.0))
+    best = [row["step"] for row in epochs.epochs(study.results).to_dicts() if row["best"] == "yes"]
+    assert best == [299, 299, 299, 299, 249, 249]  # sgd's after 250 steps, not after 200
+    caption = outcome_tables.epoch_caption(study, "sgd")
+    assert caption.endswith("best by validation loss, at the target sparsity")
+    said = [one.text for one in findings.findings(study) if "sgd reached adamw's final" in one.text]
+    assert [text.split(" after ")[1].split(" the tokens")[0] for text in said] == [
+        "0.83 ×"
+    ]  # 250 of 300 steps
     path = results / "sgd-2" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"best_val_loss_at_target": None})
     assert course.courses(summarized(results))[2].best is None  # measured: one seed never was
@@ -180,6 +273,15 @@ def test_a_run_with_a_budget_of_its_own_is_in_no_ranking(results):
         steps = results / f"sgd-{seed}" / "steps.csv"
         steps.write_text(steps.read_text() + f"300,{301 * 4096},3.0,0.001,1.0,0.15,1\n")
     study = summarized(results)
-    assert [one.run for one in course.courses(study)] == ["adamw", "adamw-checkpointing", "sgd"]
+    assert [(one.run, one.aside) for one in course.courses(study)] == [
+        ("adamw", ""),
+        ("adamw-checkpointing", ""),
+        ("sgd", "own budget"),
+    ]
+    for _, (_, cells) in course_tables.course_tables(study)[:2]:
+        assert [row[0] for row in cells] == ["adamw", "adamw-checkpointing", "sgd (own budget)"]
+    assert course.course_frame(study)["not_ranked"].to_list() == [None, None, "own budget"]
+    captions = [one.caption for one in figures.every(study).values()]
+    assert "Not drawn, for a budget of its own: sgd." in captions
     for found in (course.at_equal_seconds(study), course.to_targets(study)):
         assert {one.run for one in found} == {"adamw", "adamw-checkpointing"}

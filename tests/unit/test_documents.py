@@ -97,7 +97,7 @@ def test_whole_documents_up_to_so_many_bytes(pages, tmp_path):
 def test_too_few_documents_are_told(tmp_path, pages):
     parquet.write_table(pa.table({"text": TEXTS[:1]}), pages / "a.parquet")
     (pages / "b.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"1 documents are too few: none is left for .*validation"):
+    with pytest.raises(ConfigError, match=r"1 document is too few: none is left for .*validation"):
         prepare.prepare(settings(data_dir=str(pages), vocab_size=257), tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
 

@@ -97,7 +97,7 @@ def test_the_table_has_percents_and_marks_the_best(results):
     study = summary.summarize(rows.read(results))
     heads, cells = epoch_tables(study)["small_1"]
     assert heads[-2:] == ["validation accuracy (%)", "best"]
-    assert cells[1] == ["19", "2.00", "0.8550", "0.1000", "0.2000", "0.2700", "91.40", "best"]
+    assert cells[1] == ["20", "2.00", "0.8550", "0.1000", "0.2000", "0.2700", "91.40", "best"]
     for seed in (1, 2, 3):
         (results / f"small_2-{seed}" / "metrics.json").unlink()
     assert list(epoch_tables(summary.summarize(rows.read(results)))) == ["small_1", "large_1", "large_2"]
@@ -131,6 +131,11 @@ def test_seconds_until_a_step_have_the_first_three_at_the_median():
         5,
         15,
     )
+    again = pl.DataFrame({"step": range(9), "step_seconds": [19.0, 5.0, 4.0, 1.0, 2.0, 90.0, 30.0, 2.0, 2.0]})
+    assert (
+        seconds_until(again, 8, starts=(5,)) == 8 * 2.0 + 1
+    )  # of the steps after the fifth three compile again
+    assert seconds_until(again, 8, starts=(5, 6)) == 8 * 2.0 + 1 and seconds_until(again, 4, (5,)) == 9
     assert WARM_UP_STEPS == probes.WARM_UP_STEPS
     assert all(
         steady_seconds(steps.head(n)) == probes.steady(steps["step_seconds"][:n].to_list()) for n in (2, 5, 6)

@@ -10,6 +10,7 @@ from test_studies import composed
 
 from engine.errors import ConfigError
 from metrics import findings, grid_results, grids, hypothesis, rows, summary
+from metrics.measures import amount
 from plots import figures, tables
 from stages import choose, summarize
 from stages.plan import resolve_study
@@ -285,6 +286,14 @@ def test_the_conclusion_is_said_everywhere(tmp_path, capsys):
         assert "Design: compared at equal tokens; 1,228,800 tokens a run; 3 runs × 3 seeds." in text
         assert "The hypothesis is not falsified: sgd is worse than adamw by +0.507" in text
         assert "Against adamw on test loss" in text
+
+
+def test_one_run_is_no_runs(tmp_path):
+    against = {"says": "Nothing.", "when": []}
+    one = {"seeds": (1,), "runs": {"adamw": {}}, "hypothesis": "It runs.", "falsified_by": against}
+    found = summary.summarize(rows.read(write_study(tmp_path, **one)))
+    assert tables.hypothesis_lines(found)[-1] == "Design: compared at equal tokens; 1 run × 1 seed."
+    assert (amount(1, "expectation"), amount(2000, "run")) == ("1 expectation", "2,000 runs")
 
 
 def test_a_study_without_a_hypothesis_says_nothing_of_it(tmp_path):

@@ -328,10 +328,10 @@ def test_the_stage_says_rows_and_what_was_dropped(rows_of, tmp_path):
     lines = done.stderr.splitlines()
     assert [line.split(", ")[0] for line in lines[:3]] == [
         "tokenize: table train: 3 rows",
-        "tokenize: table validation: 1 rows",
+        "tokenize: table validation: 1 row",
         "tokenize: table test: 3 rows",
     ]
     assert lines[3:] == [
-        "tokenize: table: 1 rows dropped: also in the test set",
-        "tokenize: table: 1 rows dropped: repeated",
+        "tokenize: table: 1 row dropped: also in the test set",
+        "tokenize: table: 1 row dropped: repeated",
     ]

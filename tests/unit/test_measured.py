@@ -207,6 +207,25 @@ def test_attention_is_drawn_on_one_scale(tmp_path):
     assert attention_charts.domain(pl.DataFrame({"value": [2.0, 2.0]})) == (1.95, 2.05)
 
 
+def test_of_many_runs_those_drawn_have_each_form_of_attention(tmp_path, monkeypatch):
+    results = with_attention(write_study(tmp_path))
+    monkeypatch.setattr(figures, "MOST_PANELS", 1)
+    drawn = figures.every(read(results))
+    assert "attention_entropy_adamw" in drawn and "attention_entropy_sgd" not in drawn
+    assert drawn["attention_entropy_adamw"].caption == "Of 2 runs these are 1."
+    names = [f"run_{n}" for n in range(6)]
+    forms = ["multi_head"] * 4 + ["latent"] * 2
+    results = write_study(tmp_path / "many", seeds=(1,), runs=dict.fromkeys(names, {}), baseline="run_0")
+    for name, form in zip(names, forms, strict=True):
+        setting(results / f"{name}-1", f'attention_form = "{form}"')
+    config = results / "run_5-1" / "config.toml"
+    config.write_text(f"{config.read_text()}reciprocal_alpha = 0.25\n")
+    found = rows.read(results)
+    assert attention.of_each_form(found, names, 4) == ["run_0", "run_1", "run_4", "run_5"]
+    assert attention.of_each_form(found, names[1:], 3) == ["run_1", "run_4", "run_5"]
+    assert attention.of_each_form(found, names, 9) == names
+
+
 def test_a_study_that_measured_none_of_them_says_and_draws_nothing(tmp_path):
     study = read(write_study(tmp_path))
     assert measured_tables.measured_tables(study) == [] and devices.over_seconds(study.results).is_empty()

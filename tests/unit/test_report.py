@@ -122,7 +122,9 @@ def test_diverged_runs_counts_and_samples_are_shown(tmp_path):
     )
     assert "adamw 1,234 skipped steps, 2 loss spikes" in _text(_section(page, "Events"))
     samples = _section(page, "Samples")
-    assert "adamw, seed 1, step 300" in samples and "sgd" not in samples  # nothing of a run without a result
+    assert (
+        "adamw, seed 1, after 301 steps" in samples and "sgd" not in samples
+    )  # nothing of a run without a result
 
 
 def test_samples_of_the_last_step_are_shown_cut_and_escaped(tmp_path, page):
@@ -135,7 +137,7 @@ def test_samples_of_the_last_step_are_shown_cut_and_escaped(tmp_path, page):
     ]
     (results / "sgd-2" / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     section = _section(report.html(summary.summarize(rows.read(results))), "Samples")
-    assert "<h3>sgd, seed 2, step 300</h3>" in section
+    assert "<h3>sgd, seed 2, after 301 steps</h3>" in section
     assert "<b>The &lt;i&gt;</b> cat\u2028&amp;" in section
     assert "early" not in section
     assert "x" * 1500 in section and "x" * 1501 not in section and "500 more characters" in section

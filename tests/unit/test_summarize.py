@@ -10,6 +10,7 @@ from engine_runs import REPOSITORY
 from fake_results import write_json, write_run, write_study
 from ruamel.yaml import YAML
 
+from metrics import rows, summary
 from stages import summarize
 
 
@@ -54,6 +55,42 @@ def test_a_narrow_terminal_folds_lines_and_loses_nothing(tmp_path, capsys, monke
     printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
     rows = [line for line in printed.splitlines() if line.split()[:1] == ["adamw-checkpointing"]]
     assert len(rows) == 2 and all(len(row.split()) >= 7 for row in rows) and "…" not in printed
+
+
+def test_every_run_name_stands_in_every_part_of_a_wide_table(tmp_path, capsys):
+    names = ["adamw", "adamwprune_bitter10z_longer", "a_run_of_another_name"]
+    asked = {"perplexity_at": list(range(51, 302, 50)) * 2, "targets": [2.5]}
+    results = write_study(tmp_path, runs=dict.fromkeys(names, {}), **asked)
+    summarize.show(summarize.terminal(), summary.summarize(rows.read(results)))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 110 and "…" not in printed
+    tables = [part.split("\n\n")[0].splitlines() for part in re.split("─{20,}", printed)[1:]]
+    tables = [[line.split() for line in lines if line.strip()] for lines in tables]
+    assert len(tables) >= 6  # quality, cost, on the way in three parts, course, equal seconds, target
+    assert [[row[0] for row in table[: len(names)]] for table in tables] == [names] * len(tables)
+    assert printed.count("On the way: ") == 1 and printed.count("On the way (continued)") == 2
+
+
+def test_words_fold_where_a_table_is_too_wide_and_numbers_never_do(capsys):
+    why = "not at its target sparsity yet, nor near to it, and of another model"
+    rows = [["a" * 60, "5.10 ± 0.02 of 7", why], ["b", "–", "–"]]
+    summarize.show_table(summarize.terminal(), "T", (["run", "loss", "verdict"], rows))
+    printed = capsys.readouterr().out
+    assert "5.10 ± 0.02 of 7" in printed and max(map(len, printed.splitlines())) <= 110
+    assert "".join(printed.split()).count("a" * 55) == 1 and "not at its target" in printed
+
+
+def test_a_part_of_a_wide_table_says_which_row_and_of_what_a_ratio_is():
+    cells = [["a", "8", *"xyz"], ["a", "16", *"xyz"]]
+    wide = [[cell * 30 if cell in "xyz" else cell for cell in line] for line in cells]
+    parts = summarize._parts((["run", "tokens", "loss", "time", "ratio"], wide), 110)
+    assert [heads for heads, _ in parts] == [["run", "tokens", "loss"], ["run", "tokens", "time", "ratio"]]
+    assert parts[1][1][1] == ["a", "16", "y" * 30, "z" * 30]
+    assert summarize._parts((["run", "tokens", "loss"], [["a", "8", "1"]]), 110)[0][0] == [
+        "run",
+        "tokens",
+        "loss",
+    ]
 
 
 def test_unfinished_run_is_listed_without_numbers(tmp_path, capsys):
