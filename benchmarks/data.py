@@ -18,15 +18,22 @@ LINE = 1000  # words or characters a line
 ALPHABET = string.ascii_letters + string.digits + " ."
 
 
-def make_tokens(size: Size, work: Path, data_dir: str | None) -> tuple[dict, dict]:
+def make_tokens(
+    size: Size, work: Path, data_dir: str | None, tokenizer_dir: str | None = None
+) -> tuple[dict, dict]:
     """Write the token files under `work`; return the engine's data settings, and the tokens' meta.
 
-    data_dir: a directory with AG News, for a size of classes, or with Tiny Shakespeare, for one of characters; None:
-    a synthetic text.
+    data_dir: a directory with AG News, for a size of classes, with PERSONA-CHAT, for one of choices, or with Tiny
+    Shakespeare, for one of characters; None: fetched by name, or a synthetic text. tokenizer_dir: GPT-2's.
     """
     if size.classes:
         settings = {"dataset": "ag_news", "vocab_size": size.vocabulary}
         settings |= {"data_dir": str(Path(data_dir).absolute())} if data_dir else {}
+    elif size.choices:
+        own = size.tokenizer != "gpt2"
+        settings = {"dataset": "dialogues" if own else "personachat", "candidates": size.choices}
+        settings |= {"data_dir": str(Path(data_dir).absolute())} if data_dir else {}
+        settings |= {"tokenizer_dir": str(Path(tokenizer_dir).absolute())} if tokenizer_dir else {}
     elif data_dir is None:
         write_text(size, work / "text")
         settings = {"dataset": "text", "data_dir": str(work / "text")}

@@ -1,6 +1,5 @@
 """A measurement as a row: one JSON line, with everything that follows from the times and the losses."""
 
-import math
 import statistics
 
 from benchmarks.race import outcome
@@ -24,17 +23,20 @@ def complete(
     step_tokens = measured.get("step_tokens", size.step_tokens)  # in a race each has its own
     tokens_per_second = step_tokens / statistics.median(seconds)
     peak = peak_flops(device_name) if size.device == "cuda" else None
-    problems = [*measured.pop("problems", []), *loss_problems(measured, size.classes or vocabulary)]
+    of_rows = bool(size.classes or size.choices)
+    problems = [*measured.pop("problems", []), *loss_problems(measured, size.chance(vocabulary))]
     problems += paging_problems(measured, device_memory_gib)
     return {
         **measured,
         "status": "invalid" if problems else "ok",
         "problems": problems,
         "tokens_per_second": tokens_per_second,
-        **({"samples_per_second": tokens_per_second / size.context} if size.classes else {}),
+        **({"samples_per_second": tokens_per_second / size.sample_tokens} if of_rows else {}),
         **(outcome(measured["evals"], size.target_loss) if size.target_loss else {}),
         "tokens_per_second_mean": step_tokens / statistics.mean(seconds),
-        "mfu": tokens_per_second * size.flops_per_token(vocabulary) / peak if peak else None,
+        "mfu": tokens_per_second * size.flops_per_token(vocabulary) / peak
+        if peak and not size.choices
+        else None,
         "step_ms": 1000 * statistics.median(seconds),
         "step_ms_fastest": 1000 * min(seconds),
         "step_ms_slowest": 1000 * max(seconds),
@@ -56,9 +58,9 @@ def paging_problems(measured: dict, device_memory_gib: float | None) -> list[str
     ]
 
 
-def loss_problems(measured: dict, outputs: int) -> list[str]:
+def loss_problems(measured: dict, chance: float) -> list[str]:
     """What is wrong with the losses of a model that should begin at chance and learn."""
-    first, last, chance = measured["loss_first"], measured["loss_last"], math.log(outputs)
+    first, last = measured["loss_first"], measured["loss_last"]
     if not abs(first - chance) <= LOSS_TOLERANCE:  # NaN too
         return [f"first loss {first:.3f}, where chance is {chance:.3f}"]
     return [] if last < first else [f"loss did not fall: {first:.3f} → {last:.3f}"]

@@ -18,8 +18,8 @@ class Size:
     layers: int
     heads: int
     width: int
-    context: int  # tokens
-    micro_batch: int  # sequences in one forward pass
+    context: int  # tokens; of dialogues with the reply
+    micro_batch: int  # sequences, or dialogues, in one forward pass
     accumulation: int  # forward passes in one step
     tokenizer: str  # words or chars
     vocabulary: int  # of the synthetic text
@@ -31,13 +31,30 @@ class Size:
     repeats: int  # each peer runs so often, in turns
     limit_seconds: int  # for one run of one peer
     classes: int = 0  # of AG News' rows, which have a label; 0: a text
+    choices: int = 0  # replies to choose from, of PERSONA-CHAT's rows; 0: no dialogues
     mlp_width: int = 0  # 0: 4 × width
     target_loss: float = 0.0  # nats a token of validation: a race to it, each peer by its own recipe; 0: none
     eval_interval: int = 0  # steps, of a race
 
     @property
     def step_tokens(self) -> int:
-        return self.micro_batch * self.accumulation * self.context
+        """Of dialogues as if every reply had a context of its own, all of them full."""
+        return self.samples * self.sample_tokens
+
+    @property
+    def samples(self) -> int:
+        """Sequences, rows or dialogues of a step."""
+        return self.micro_batch * self.accumulation
+
+    @property
+    def sample_tokens(self) -> int:
+        return self.context * (self.choices or 1)
+
+    def chance(self, vocabulary: int) -> float:
+        """The loss of a model that knows nothing, in nats."""
+        if self.choices:
+            return (math.log(vocabulary) + math.log(self.choices)) / 2
+        return math.log(self.classes or vocabulary)
 
     @property
     def total_steps(self) -> int:
@@ -194,6 +211,47 @@ SIZES = {
         # The study agnews' two models, at its batch
         _classifier("agnews_small", layers=2, heads=4, width=128, mlp_width=256, context=128),
         _classifier("agnews_large", layers=4, heads=8, width=256, mlp_width=1024, context=256),
+        # The study persona's model, at a micro-batch that a 32 GiB card of the original's held
+        Size(
+            name="persona",
+            device="cuda",
+            layers=12,
+            heads=12,
+            width=768,
+            context=264,  # 232 before a reply of 32: the 95th percentile of PERSONA-CHAT's rows
+            micro_batch=13,
+            accumulation=3,
+            tokenizer="gpt2",
+            vocabulary=50262,
+            train_tokens=0,
+            row_multiple=64,
+            lr=6.25e-5,
+            warmup=5,
+            steps=30,
+            repeats=3,
+            limit_seconds=240,
+            choices=8,
+        ),
+        Size(
+            name="persona_smoke",
+            device="cpu",
+            layers=1,
+            heads=2,
+            width=16,
+            context=200,
+            micro_batch=2,
+            accumulation=2,
+            tokenizer="bytes",
+            vocabulary=261,
+            train_tokens=0,
+            row_multiple=1,
+            lr=1e-2,
+            warmup=2,
+            steps=6,
+            repeats=1,
+            limit_seconds=60,
+            choices=3,
+        ),
         # Only shows that everything runs
         Size(
             name="smoke",
@@ -219,6 +277,7 @@ SIZES = {
 
 OF_TEXT = ("engine", "bare", "nanogpt", "hf", "torchtitan")
 OF_CLASSES = ("engine", "hashed")
+OF_DIALOGUES = ("engine", "padded")
 OF_A_RACE = ("engine", "nanogpt_char")
 
 
@@ -226,6 +285,8 @@ def peers(size: Size) -> tuple[str, ...]:
     """Those that can do the task."""
     if size.target_loss:
         return OF_A_RACE
+    if size.choices:
+        return OF_DIALOGUES
     return OF_CLASSES if size.classes else OF_TEXT
 
 
@@ -233,6 +294,8 @@ def best(size: Size) -> dict:
     """The engine's settings of BEST that have an effect on the task; in a race its recipe."""
     if size.target_loss:
         return race_settings(size)
+    if size.choices and size.device == "cuda":
+        return BEST_OF_DIALOGUES
     return {"precision": "bf16", "compile": "model", "tf32": True} if size.classes else BEST[size.device]
 
 
@@ -261,6 +324,11 @@ BEST = {
     },
 }
 
+BEST_OF_DIALOGUES = {
+    name: BEST["cuda"][name] for name in ("precision", "residual_precision", "compile", "tf32")
+}
+BEST_OF_DIALOGUES |= {"shared_context": True, "loss_kernel": "fused", "allocator": "expandable_segments"}
+
 
 def engine_settings(size: Size, data: dict) -> dict:
     """The engine's flat settings for this task, without those of BEST. `data`: where the text is.
@@ -270,6 +338,14 @@ def engine_settings(size: Size, data: dict) -> dict:
     own = {"pad_vocabulary_to": size.row_multiple, "bias": False, "eval_tokens": 8 * size.context}
     if size.classes:  # as in the study, but for its dropout of tokens
         own = {"model": "classifier", "norm_placement": "post", "positions": "sinusoidal", "dropout": 0.1}
+    if size.choices:
+        own = {
+            "model": "double_heads",
+            "pad_vocabulary_to": size.row_multiple,
+            "dropout": 0.1,
+            "clip_norm": 0.0,
+        }
+        own |= {"weight_decay": 0.0}
     return {
         "device": size.device,
         **data,
@@ -283,7 +359,7 @@ def engine_settings(size: Size, data: dict) -> dict:
         "schedule": "constant",
         "warmup_steps": size.lr_warmup_steps,
         "steps": size.total_steps,
-        "batch_size": size.micro_batch * size.accumulation,
+        "batch_size": size.samples,
         "micro_batch_size": size.micro_batch,
         "eval_interval": size.total_steps,
         "eval_batch_size": 8,

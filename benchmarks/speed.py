@@ -134,8 +134,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument(
         "--data-dir",
         metavar="DIR",
-        help="Tiny Shakespeare's directory, for --size cpu and char; AG News', for --size agnews_…",
+        help="Tiny Shakespeare's directory, for --size cpu and char; AG News', for --size agnews_…; PERSONA-CHAT's",
     )
+    p.add_argument("--tokenizer-dir", metavar="DIR", help="of GPT-2's encoding, for --size persona")
     p.add_argument("--warmup", type=int, help="steps before the timed ones")
     p.add_argument("--steps", type=int, help="timed steps")
     p.add_argument("--repeats", type=int, help="turns")
@@ -145,7 +146,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     args = p.parse_args(arguments)
     size = SIZES[args.size]
     known = [e.name for e in experiments_of(size)] if args.factorial else list(peers(size))
-    if args.factorial and size.classes:
+    if args.factorial and (size.classes or size.choices):
         raise ConfigError(f"--factorial: its experiments are of a text, not of --size {args.size}")
     args.names = args.only.split(",") if args.only else known
     if wrong := [name for name in args.names if name not in known]:
@@ -154,8 +155,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(
             f"--size {args.size}: a race needs --data-dir, Tiny Shakespeare's, and is no --factorial"
         )
-    if args.data_dir and size.tokenizer != "chars" and not size.classes:
-        raise ConfigError("--data-dir: Tiny Shakespeare is for --size cpu, AG News for --size agnews_…")
+    if args.data_dir and size.tokenizer != "chars" and not (size.classes or size.choices):
+        raise ConfigError(
+            "--data-dir: Tiny Shakespeare is for --size cpu, AG News for --size agnews_…, PERSONA-CHAT for persona"
+        )
+    if args.tokenizer_dir and size.tokenizer != "gpt2":
+        raise ConfigError(f"--tokenizer-dir: GPT-2's is for --size persona, not for {args.size}")
     return args
 
 
@@ -199,7 +204,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peer ends too
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         work = Path(name)
-        data, meta = make_tokens(size, work, args.data_dir)
+        data, meta = make_tokens(size, work, args.data_dir, args.tokenizer_dir)
         settings = engine_settings(size, data)
         if args.factorial:
             experiments = [e for e in experiments_of(size) if e.name in args.names]

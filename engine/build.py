@@ -38,7 +38,8 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
                 ranks.device,
                 precision=precision,
                 dropout=config.model.dropout,
-                masked=config.model.model == "classifier" and config.model.padding_mask,
+                masked=(config.model.model == "classifier" and config.model.padding_mask)
+                or config.model.shared_context,
             )
         ),
         *runtime.check(config.runtime, ranks.device.type),

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from engine import rules
-from engine.data import BY_POSITION, DOCUMENTS, LABELLED, TEXTS, TOKENIZERS
+from engine.data import BY_POSITION, DIALOGUES, DOCUMENTS, LABELLED, TEXTS, TOKENIZERS
 from engine.declare import Setting, setting
 from engine.errors import ConfigError
 from engine.models import MODELS
@@ -40,11 +40,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    dataset: str = setting("stdlib", "source of the text or of the labelled rows", choices=TEXTS | LABELLED)
+    dataset: str = setting(
+        "stdlib",
+        "source of the text, of the labelled rows or of the dialogues",
+        choices=TEXTS | LABELLED | DIALOGUES,
+    )
     data_dir: str = setting(
         "",
         "directory that holds the data set's files; empty: fetch it by name",
-        only_if={"dataset": ("wikitext2", "tinyshakespeare", "text", *DOCUMENTS, "ag_news", "imdb", "table")},
+        only_if={
+            "dataset": (
+                "wikitext2",
+                "tinyshakespeare",
+                "text",
+                *DOCUMENTS,
+                "ag_news",
+                "imdb",
+                "table",
+                *DIALOGUES,
+            )
+        },
     )
     data_file: str = setting(
         "", "the file whose text is cut by position into splits", only_if={"dataset": ("text_file",)}
@@ -52,11 +67,11 @@ class Data:
     validation_percent: int = setting(
         5,
         "held out for validation: of the characters, cut off behind the training text; or of the documents, chosen "
-        "by a hash of their text",
+        "by a hash of their text; of dialogues, of the personas, so chosen, where there is no file of them",
         unit="%",
         at_least=1,
         at_most=50,
-        only_if={"dataset": (*BY_POSITION, *DOCUMENTS)},
+        only_if={"dataset": (*BY_POSITION, *DOCUMENTS, *DIALOGUES)},
     )
     test_percent: int = setting(
         5,
@@ -114,7 +129,29 @@ class Data:
         "training rows used, chosen by a hash of their text; 0: all",
         unit="rows",
         at_least=0,
-        only_if={"dataset": tuple(LABELLED)},
+        only_if={"dataset": (*LABELLED, *DIALOGUES)},
+    )
+    candidates: int = setting(
+        8,
+        "replies to choose from, one of them the true one",
+        at_least=2,
+        only_if={"dataset": tuple(DIALOGUES)},
+    )
+    length_percentile: float = setting(
+        95.0,
+        "share of the training rows, the shortest before the reply, that are used; in validation and test the oldest "
+        "turns of longer ones are left out",
+        unit="%",
+        above=0,
+        at_most=100,
+        only_if={"dataset": tuple(DIALOGUES)},
+    )
+    max_reply_tokens: int = setting(
+        32,
+        "room for a reply with its speaker and its end; training rows with a longer one are left out",
+        unit="tokens",
+        at_least=3,
+        only_if={"dataset": tuple(DIALOGUES)},
     )
 
 
@@ -197,15 +234,20 @@ class Model:
         "embedding rows are padded to a multiple of this, for speed; padding is never predicted",
         unit="rows",
         at_least=1,
-        only_if={"model": ("gpt",)},
+        only_if={"model": ("gpt", "double_heads")},
+    )
+    shared_context: bool = setting(
+        False,
+        "what was said before the candidates is computed once for all of them; false: once for each",
+        only_if={"model": ("double_heads",)},
     )
     init_from: str = setting(
         "",
         "directory of a finished run, or of a GPT-2 in Hugging Face format, to start from; empty: seeded",
-        only_if={"model": ("gpt",)},
+        only_if={"model": ("gpt", "double_heads")},
     )
     tie_embeddings: bool = setting(
-        True, "output head shares the token embedding's weight", only_if={"model": ("gpt",)}
+        True, "output head shares the token embedding's weight", only_if={"model": ("gpt", "double_heads")}
     )
     bias: bool = setting(True, "biases in linear layers and layer norms")
     dropout: float = setting(0.0, "dropout probability", at_least=0, below=1)
@@ -223,7 +265,7 @@ class Model:
         "dropout probability of what the output head reads",
         at_least=0,
         below=1,
-        only_if={"model": ("gpt",)},
+        only_if={"model": ("gpt", "double_heads")},
     )
 
 
@@ -422,6 +464,12 @@ class Training:
     clip_norm: float = setting(
         1.0, "gradients are scaled down to this global norm; 0: no clipping", at_least=0
     )
+    lm_loss_weight: float = setting(
+        1.0,
+        "weight of the reply's tokens, λ, in the loss (λ · tokens + choice) / (λ + 1)",
+        at_least=0,
+        only_if={"model": ("double_heads",)},
+    )
     precision: str = setting(
         "fp32", "fp32, or bf16 or fp16 autocast over fp32 weights", choices=("fp32", "bf16", "fp16")
     )
@@ -436,7 +484,7 @@ class Training:
         "full: logits and their gradient whole; fused: the gradient overwrites the logits; chunked: fused, and "
         "only a chunk of the logits exists at a time",
         choices=("full", "fused", "chunked"),
-        only_if={"model": ("gpt",)},
+        only_if={"model": ("gpt", "double_heads")},
     )
     loss_chunk_tokens: int = setting(
         4096, "tokens of one chunk", unit="tokens", at_least=1, only_if={"loss_kernel": ("chunked",)}
@@ -702,6 +750,13 @@ class Evaluation:
         unit="tokens",
         at_least=0,
         only_if={"model": ("gpt",)},
+    )
+    eval_train_rows: int = setting(
+        0,
+        "training rows, the first of the files, that each evaluation scores too, as it does the others; 0: none",
+        unit="rows",
+        at_least=0,
+        only_if={"model": ("double_heads",)},
     )
     eval_precision: str = setting(
         "precision",

@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine import dry_compile, dry_gpu, float8, parallel, tasks, tensor_parallel
+from engine import dry_compile, dry_gpu, float8, objectives, parallel, tasks, tensor_parallel
 from engine.config import Config
 from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
@@ -184,7 +184,7 @@ class DryRun:
                     loss, _norms = self.model(inputs[i], targets[i], torch.ones(()))
                 tape.mark("forward")
                 with tape.labelled("temporary", "backward pass"):
-                    loss.backward()
+                    objectives.scalar(loss).backward()
                     del loss, _norms
         with tape.labelled("temporary", "optimizer"):
             parameters = [p for p in self.model.parameters() if p.grad is not None]

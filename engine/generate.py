@@ -102,18 +102,26 @@ def open_run(directory: Path) -> tuple[Config, object, torch.nn.Module]:
     config = finished(directory)
     if tasks.of(config) is not next_token:
         raise ConfigError(f"model = {config.model.model!r}: it writes no text; a 'gpt' does", str(directory))
+    return config, *opened(directory, config)
+
+
+def opened(directory: Path, config: Config, specials: int = 0) -> tuple[object, torch.nn.Module]:
+    """(tokenizer, model on the CPU) of a finished run whose model writes; specials: tokens beside the tokenizer's.
+
+    Raises ConfigError as `open_run` does.
+    """
     tokenizer = vocabulary.of_run(directory, config)
     weights = read_weights(directory)
-    padded_to = config.model.pad_vocabulary_to
+    size, padded_to = tokenizer.vocabulary_size + specials, config.model.pad_vocabulary_to
     found = {name: true_rows(weights[name], padded_to) for name in VOCABULARY_ROWS if name in weights}
     problems = [
-        f"{name}: {rows} rows, but the run's tokenizer has {tokenizer.vocabulary_size} tokens"
+        f"{name}: {rows} rows, but the run's tokenizer has {size} tokens"
         for name, rows in found.items()
-        if rows != tokenizer.vocabulary_size
+        if rows != size
     ]
     if problems:
         raise ConfigError(problems, str(directory))
-    return config, tokenizer, final_model(directory, config, tokenizer.vocabulary_size).eval()
+    return tokenizer, final_model(directory, config, size).eval()
 
 
 def encode_prompt(tokenizer, prompt: str) -> torch.Tensor:

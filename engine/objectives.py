@@ -21,7 +21,25 @@ def next_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     )
 
 
-class NextToken(nn.Module):
+class OneSum:
+    """What the step must know of an objective that is one sum over targets."""
+
+    PARTS: tuple[str, ...] = ()  # names of an objective's sums, where it has several
+
+    def counts(self, targets: torch.Tensor) -> torch.Tensor:
+        """How many of `targets` count: a scalar, or one number a part."""
+        return (targets != IGNORED).sum()
+
+    def weighed(self, sums: torch.Tensor | float, counts: torch.Tensor) -> torch.Tensor:
+        """sums / counts, of several parts each times its weight: their sum is the loss."""
+        return sums / counts
+
+    def samples(self, counts: torch.Tensor) -> torch.Tensor:
+        """Of `counts` what says how many samples there were."""
+        return counts
+
+
+class NextToken(OneSum, nn.Module):
     """(hidden (B, T, C), weight (rows, C), targets (B, T)) → summed cross-entropy, an fp32 scalar.
 
     The weight's rows from `vocabulary_size` on are padding: probability and gradient exactly 0. With a
@@ -117,7 +135,53 @@ class NextToken(nn.Module):
         self.largest_logits = max(self.largest_logits, (rows, columns))
 
 
-class ClassLabel(nn.Module):
+class ReplyAndChoice(NextToken):
+    """The summed cross-entropy of true replies' tokens and of choices, in nats, and how many choices were right.
+
+    (hidden (B, R, C), head_weight, scores of the candidates (B, choices), targets (B, 1 + R)) → (3,) in fp32. Targets
+    are the number of the true candidate and, of each of its tokens, the one that follows. With their counts the loss
+    is (λ · tokens + choice) / (λ + 1), each a mean over its own targets, of which a reply has many and a row one.
+    gradient_scale (3,), or a scalar, multiplies the gradients of each part.
+    """
+
+    PARTS = ("lm_loss", "mc_loss", "accuracy")
+
+    def __init__(self, vocabulary_size: int, lm_weight: float = Training.lm_loss_weight, **options):
+        super().__init__(vocabulary_size, **options)
+        self.weights = (lm_weight / (lm_weight + 1), 1 / (lm_weight + 1), 0.0)
+
+    def counts(self, targets: torch.Tensor) -> torch.Tensor:
+        real = targets != IGNORED
+        return torch.stack([real[:, 1:].sum(), real[:, 0].sum(), real[:, 0].sum()])
+
+    def weighed(self, sums: torch.Tensor | float, counts: torch.Tensor) -> torch.Tensor:
+        means = (sums / counts).unbind()
+        return torch.stack([mean * weight for mean, weight in zip(means, self.weights, strict=True)])
+
+    def samples(self, counts: torch.Tensor) -> torch.Tensor:
+        return counts[1]
+
+    def forward(
+        self, hidden, weight, scores, targets, gradient_scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        scales = (
+            (None, None) if gradient_scale is None else gradient_scale.expand(len(self.PARTS))[:2].unbind()
+        )
+        tokens = super().forward(hidden, weight, targets[:, 1:], scales[0])
+        true, scores = targets[:, 0], scores.float()
+        choice = F.cross_entropy(scores, true, ignore_index=IGNORED, reduction="sum")
+        if gradient_scale is not None:
+            choice = losses.ScaledGradient.apply(choice, scales[1])
+        right = (scores.detach().argmax(-1) == true).sum().float()  # no candidate is the ignored one
+        return torch.stack([tokens, choice, right])
+
+
+def scalar(loss: torch.Tensor) -> torch.Tensor:
+    """What backward() is called on: the loss, or the sum of its parts."""
+    return loss if loss.dim() == 0 else loss.sum()
+
+
+class ClassLabel(OneSum, nn.Module):
     """(logits (B, classes), targets (B,)) → summed cross-entropy in nats, an fp32 scalar.
 
     gradient_scale, a scalar on the device, multiplies the gradients: then call backward() on the loss itself.

@@ -53,7 +53,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
     return [
         *launch(config, seen, next(model.parameters()).device),
         *placement.lines(run.model, config.parallel, seen.ranks),
-        *batch(config, seen, run.task.targets_per_sample(config)),
+        *batch(config, seen, run.task.targets_per_sample(config), run.task.tokens_per_sample(config)),
         *precision(config, seen),
         *evaluation(config, run.evaluated_in),
         *loss_scale(config, run.step.loss_scale),
@@ -126,10 +126,10 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
     )
 
 
-def batch(config: Config, seen: Observed, targets: int) -> list[Line]:
-    """How many samples a step had, and whether they were all different; targets: of one sample."""
+def batch(config: Config, seen: Observed, targets: int, length: int) -> list[Line]:
+    """How many samples a step had, and whether they were all different; targets, length: of one sample, in tokens."""
     size, replicas = config.training.batch_size, seen.ranks.data_size
-    tokens = seen.targets // targets * config.model.context
+    tokens = seen.targets // targets * length
     distinct, drawn = len(set(seen.sample_ids)), len(seen.sample_ids)
     micro = drawn // replicas // seen.accumulation
     return [
@@ -230,7 +230,8 @@ def data(config: Config, run, weights_seed: int) -> list[Line]:
             config.data.dataset,
             meta["dataset"],
             f"sha256 of the training text {train['sha256_text'][:12]}, tokens {run.tokens.sha256('train')[:12]}; "
-            f"{run.task.amount(meta)}, vocabulary {meta['vocabulary_size']}; {samples * config.model.context} tokens "
+            f"{run.task.amount(meta)}, vocabulary {meta['vocabulary_size']}; "
+            f"{samples * run.task.tokens_per_sample(config)} tokens "
             f"consumed = {samples / order.samples_per_epoch:.2f} epochs"
             + (f"; a stand-in for {other}" if (other := meta.get("stands_in_for")) else ""),
             meta["dataset"] == config.data.dataset,

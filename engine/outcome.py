@@ -85,7 +85,7 @@ def _summary(run, data_order: str) -> dict:
         "data_order_sha256": data_order,
         "train_sha256": run.tokens.sha256("train"),
         "samples_per_epoch": run.order.samples_per_epoch,
-        **({"classes": classes} if (classes := run.tokens.meta.get("classes")) else {}),
+        **{key: run.tokens.meta[key] for key in ("classes", "choices") if key in run.tokens.meta},
         "flops": sum(
             probes.training_flops(run.flop_parameters, run.config.model, n * run.tokens_seen(0), length)
             for length, n in lengths.steps_at(
@@ -109,9 +109,9 @@ def _summary(run, data_order: str) -> dict:
 def _validation(run, evals: list[dict[str, float]]) -> dict[str, float]:
     """The last evaluation's figures, and the best of all."""
     scores = {name.removeprefix("val_"): value for name, value in evals[-1].items()}
-    best = {"val_loss": min, "val_accuracy": max}
     return run.task.figures(scores, run.tokens.meta["splits"]["validation"], "val") | {
-        f"best_{name}": best[name](row[name] for row in evals) for name in run.task.EVAL_COLUMNS
+        f"best_{name}": (max if name.endswith("accuracy") else min)(row[name] for row in evals)
+        for name in run.task.EVAL_COLUMNS
     }
 
 

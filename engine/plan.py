@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from engine.config import Config, is_effective, load
-from engine.data import TEXTS
+from engine.data import DIALOGUES, LABELLED
 from engine.errors import ConfigError, command
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "logits", "temporary", "libraries")
@@ -147,6 +147,7 @@ def sizes(config: Config) -> tuple[int, int]:
     Raises ConfigError, saying what to do, where it cannot be known.
     """
     from engine import tasks
+    from engine.data.dialogues import SPECIALS
     from engine.data.prepare import open_tokens
 
     data = config.data
@@ -154,10 +155,10 @@ def sizes(config: Config) -> tuple[int, int]:
         meta = open_tokens(config.tokens_directory, data).meta
         return meta["vocabulary_size"], tasks.class_count(meta)
     known = KNOWN_VOCABULARIES | {"bpe": data.vocab_size}
-    if data.dataset in TEXTS and data.tokenizer in known:
-        return known[data.tokenizer], 0
+    if data.dataset not in LABELLED and data.tokenizer in known:
+        return known[data.tokenizer] + (len(SPECIALS) if data.dataset in DIALOGUES else 0), 0
     what = f"tokenizer = {data.tokenizer!r}: its vocabulary is that"
-    if data.dataset not in TEXTS:
+    if data.dataset in LABELLED:
         what = f"dataset = {data.dataset!r}: its classes are those"
     raise ConfigError(f"{what} of the data; run python -m engine.data.prepare FILE.toml first")
 

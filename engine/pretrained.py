@@ -1,7 +1,8 @@
 """Weights to start from: a finished run's, or a GPT-2's in Hugging Face format. They fit exactly, or are refused.
 
 It must never change the model's shape to fit weights, nor cut or fill weights to fit the model. Only padding rows of
-the vocabulary differ, because they mean nothing: they are left out of the source and are zero in the model.
+the vocabulary differ, because they mean nothing: they are left out of the source and are zero in the model. A model
+with two heads has more than a GPT has: engine/models/double_heads.py says what is done then, and so does the ledger.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from engine import vocabulary
 from engine.config import Model, load
 from engine.errors import ConfigError
 from engine.ledger import Line
-from engine.models import gpt2
+from engine.models import double_heads, gpt2
 from engine.rundir import read_outcome
 
 WEIGHTS = "model.safetensors"
@@ -64,6 +65,13 @@ def load_into(model: nn.Module, settings: Model, tokens: Path | None = None) -> 
         raise ConfigError(problem, f"init_from = {settings.init_from!r}")
     if settings.tie_embeddings:
         found.pop("head.weight", None)
+    made = ""
+    if isinstance(model, double_heads.DoubleHeads):
+        for name in VOCABULARY_ROWS:
+            if name in found:
+                found[name] = found[name][: true_rows(found[name], padded_to)]
+        found, words = double_heads.completed(model, found)
+        made = "".join(f"; {one}" for one in words)
     _fill(model, found, padded_to, settings.init_from)
     equal, sizes = _equal(model, found), [p.numel() for p in model.parameters()]
     digest = sha256(directory / WEIGHTS)
@@ -71,7 +79,7 @@ def load_into(model: nn.Module, settings: Model, tokens: Path | None = None) -> 
         Line(
             "init_from",
             settings.init_from,
-            f"{kind}: {equal} tensors",
+            f"{kind}: {equal} tensors{made}",
             f"tensors equal to those of the {len(sizes)} parameters, which have {sum(sizes):,} elements; sha256 of "
             f"{WEIGHTS} {digest}",
             equal == len(sizes),
@@ -126,6 +134,9 @@ def finished(directory: Path):
 
 def _of_run(directory: Path, theirs: Model, settings: Model) -> dict[str, torch.Tensor]:
     names = (*FUNCTION, "context") if settings.positions == "learned" else FUNCTION
+    if settings.model == "double_heads":  # is a GPT with more; positions that it does not reach are left out
+        own = {"model": ("gpt", "double_heads"), "context": range(settings.context, theirs.context + 1)}
+        names = [name for name in names if getattr(theirs, name) not in own.get(name, ())]
     different = [
         f"{name} = {getattr(settings, name)!r}: the weights are for {getattr(theirs, name)!r}"
         for name in names
@@ -145,7 +156,8 @@ def _of_gpt2(directory: Path, settings: Model) -> dict[str, torch.Tensor]:
     if config.get("model_type") != "gpt2":
         raise ConfigError(f"model_type = {config.get('model_type')!r}: only 'gpt2' is known here", where)
     # An untied model may start from a tied one: its head is then a copy.
-    problems = [p for p in gpt2.problems(settings) if not p.startswith("tie_embeddings")]
+    passed = ("tie_embeddings", "model") if settings.model == "double_heads" else ("tie_embeddings",)
+    problems = [p for p in gpt2.problems(settings) if not p.startswith(tuple(f"{name} =" for name in passed))]
     problems += gpt2.configuration_problems(config, settings)
     if problems:
         raise ConfigError(problems, where)

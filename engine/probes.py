@@ -77,11 +77,12 @@ class Recorder:
         norm_layers: tuple[int, ...],
         gradient_layers: tuple[int, ...] = (),
         counters: tuple[str, ...] = (),
+        parts: tuple[str, ...] = (),
         sees_memory: bool = True,
     ):
         """targets_per_sample, context: targets and tokens of one sample; a step's targets are what is counted.
 
-        counters: what the optimizer counts in an update.
+        counters: what the optimizer counts in an update. parts: names of the parts of the loss, if it has several.
         sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
         self.targets_per_sample, self.context = targets_per_sample, context
@@ -90,6 +91,8 @@ class Recorder:
         self.more_columns = [f"activation_norm_{i}" for i in norm_layers]
         self.more_columns += [f"gradient_norm_{i}" for i in gradient_layers]
         self.more_columns += counters
+        self.parts = parts
+        self.more_columns += [f"train_{part}" for part in parts]
         columns = [
             "step",
             "tokens_seen",
@@ -124,7 +127,8 @@ class Recorder:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
         names = ("train_loss", "grad_norm", "targets")
-        more = (measured[n] for n in ("activation_norms", "gradient_norms", "counters"))
+        more = [measured[n] for n in ("activation_norms", "gradient_norms", "counters")]
+        more += [measured["parts"]] if self.parts else []
         values = torch.cat([torch.stack([measured[n] for n in names]), *more])
         if self.device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)

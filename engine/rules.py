@@ -5,7 +5,7 @@ Like engine/config.py it imports no torch, reads neither environment nor hardwar
 
 from collections.abc import Collection, Sequence
 
-from engine.data import DOCUMENTS, LABELLED, PADDED, SEPARATING, TEXTS, TOKENIZERS
+from engine.data import DIALOGUES, DOCUMENTS, LABELLED, PADDED, SEPARATING, TEXTS, TOKENIZERS, UTTERING
 from engine.optimizers import ON_DEVICE_ONLY, RECORDED
 from engine.pruning import rules as pruning
 
@@ -47,11 +47,13 @@ def problems(config, unknown: Collection[str]) -> list[str]:
 def _data(c) -> list[Check]:
     """Which data sets a model is for, and which tokenizers a data set is for."""
     d, labelled = c.data, c.data.dataset in LABELLED
-    wanted = LABELLED if c.model.model == "classifier" else TEXTS
+    wanted = {"classifier": LABELLED, "double_heads": DIALOGUES}.get(c.model.model, TEXTS)
     words = PADDED if labelled else [name for name in TOKENIZERS if name not in PADDED]
     kind = "rows are padded with id 0" if labelled else "text is not padded"
     if d.dataset in DOCUMENTS:
         words, kind = SEPARATING, "documents are divided by an end-of-text token"
+    if d.dataset in DIALOGUES:
+        words, kind = UTTERING, "utterances have no line ends"
     return [
         (
             ("model", "dataset"),
@@ -64,6 +66,18 @@ def _data(c) -> list[Check]:
             d.tokenizer not in words,
             f"tokenizer = {d.tokenizer!r}: not for dataset = {d.dataset!r}, because its {kind}; set it to one of "
             f"{', '.join(words)}",
+        ),
+        (
+            ("model", "context", "max_reply_tokens"),
+            c.model.model == "double_heads" and c.model.context <= d.max_reply_tokens,
+            f"context = {c.model.context}: must be more than max_reply_tokens = {d.max_reply_tokens}, which are "
+            "behind what was said before",
+        ),
+        (
+            ("shared_context", "positions"),
+            c.model.shared_context and c.model.positions == "rotary",
+            "shared_context = true: candidates stand at the same positions, and positions = 'rotary' are those of "
+            "the tensor; set positions = 'learned'",
         ),
         (
             ("text_column",),

@@ -7,9 +7,9 @@ import torch
 from engine import parallel, titan
 from engine.block_norms import BlockNorms
 from engine.config import Guards, Schedule, Training
-from engine.data.batches import IGNORED
 from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
+from engine.objectives import scalar
 from engine.optimizers import counters
 from engine.profiling import part
 from engine.pruning.masks import Pruner
@@ -40,6 +40,7 @@ class Step:
         self.model, self.optimizer, self.ranks = model, optimizer, ranks
         self.training, self.schedule, self.lr = training, schedule, lr
         self.loss_factor = parallel.loss_factor(model)
+        self.objective = parallel.unwrapped(model).loss
         self.sums = parallel.unwrapped(model).gradient_sums
         self.in_cuda_graphs = keep_gradients
         self.keep_gradients = keep_gradients or as_graph or self.sums is not None
@@ -88,10 +89,12 @@ class Step:
         """All that a step does on the device, with the learning rates as they are.
 
         The loss is a sum over valid targets divided by their number in the whole step: all micro-batches of
-        all ranks. Accumulation and the number of ranks therefore change nothing but rounding.
+        all ranks. Accumulation and the number of ranks therefore change nothing but rounding. An objective of
+        several parts has a sum and a count of each.
         """
-        count = parallel.total(sum((targets != IGNORED).sum() for _, targets in micro_batches).float())
-        factor = self.loss_factor / count
+        weighed = self.objective.weighed
+        count = parallel.total(sum(self.objective.counts(targets) for _, targets in micro_batches).float())
+        factor = weighed(self.loss_factor, count)
         if self.loss_scale:
             factor = factor * self.loss_scale.scale
         if self.sums:
@@ -106,17 +109,19 @@ class Step:
         with part("optimizer"):
             grad_norm, squares = self._clip()
             # Summed too, so that all ranks come to one verdict even where one rank's own norm is not finite.
-            probed = len(sums)
+            probed, parts = len(sums), count.numel()
             sums = parallel.total(torch.cat([sums, grad_norm[None], squares]))
-            loss, grad_norm = sums[0] / count, sums[probed] / self.ranks.data_size
+            loss = scalar(weighed(sums[:parts].view_as(count), count))
+            grad_norm = sums[probed] / self.ranks.data_size
             refused = self._update(loss, grad_norm)
             counted = counters.of_update(self.optimizer, self.ranks)
         forwards = len(micro_batches) * self.ranks.data_size
         return {
             "train_loss": loss,
             "grad_norm": grad_norm,
-            "targets": count,
-            "activation_norms": (sums[1:probed] / forwards).sqrt(),
+            "targets": self.objective.samples(count),
+            "parts": sums[:parts] / count if self.objective.PARTS else sums[:0],
+            "activation_norms": (sums[parts:probed] / forwards).sqrt(),
             "gradient_norms": sums[probed + 1 :].sqrt(),
             "counters": counted,
             "refused": refused,
@@ -124,12 +129,12 @@ class Step:
 
     def gradient_norm(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The norm of the gradient of this micro-batch, with those of the other ranks, by itself; no update."""
-        count = parallel.total((targets != IGNORED).sum().float())
+        count = parallel.total(self.objective.counts(targets).float())
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         if self.sums:
             self.sums.copy()
         with parallel.synchronise_if(self.model, last=True):
-            self._forward_backward(inputs, targets, scale * self.loss_factor / count)
+            self._forward_backward(inputs, targets, self.objective.weighed(scale * self.loss_factor, count))
         if self.sums:
             self.sums.exchange()
         if self.pruner:
@@ -139,7 +144,7 @@ class Step:
         return norm / scale
 
     def _forward_backward(self, inputs, targets, factor: torch.Tensor) -> torch.Tensor:
-        """One micro-batch; return its summed loss and the mean squares of the probed activations."""
+        """One micro-batch; return its summed loss, or parts of it, and the mean squares of the probed activations."""
         if self.in_cuda_graphs:  # this micro-batch may reuse the last one's memory
             torch.compiler.cudagraph_mark_step_begin()
         with part("forward"), autocast(self.training.precision, self.ranks.device):
@@ -147,8 +152,8 @@ class Step:
         if self.after_forward:
             self.after_forward()
         with part("backward"):
-            loss.backward()
-        return torch.stack([loss.detach(), *(n.square() for n in norms)])
+            scalar(loss).backward()
+        return torch.cat([loss.detach().view(-1), *(n.square().view(1) for n in norms)])
 
     def _clip(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip the gradients; return their norm before, and this rank's share of the squares of the blocks' own.

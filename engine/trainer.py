@@ -45,6 +45,8 @@ from engine.samples import Sampler
 from engine.shards import Shards
 from engine.step import Step
 
+EVAL_TRAIN_COLUMNS = ("eval_train_loss", "eval_train_accuracy")  # of evals.csv, with eval_train_rows
+
 
 def run(config: Config, tokens: Tokens) -> None:
     """Train the run that `config` describes, resuming where an interrupted one stopped."""
@@ -78,6 +80,9 @@ class Trainer:
         t = config.training
         self.task = tasks.of(config)
         self.order = self.task.train_order(tokens, config)
+        rows = config.evaluation.eval_train_rows
+        self.scored_train = tokens.train.first(rows) if rows else None
+        self.of_train = EVAL_TRAIN_COLUMNS if rows else ()
         self.shards = Shards(self.order, config.parallel, ranks)
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.lengths = lengths.Lengths(t, config.model.context)
@@ -236,24 +241,25 @@ class Trainer:
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             vocabulary.keep(self.tokens.directory, self.directory)
-            columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS]
+            columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS, *self.of_train]
             self.evals = rundir.Table(self.directory / "evals.csv", columns)
             self.recorder = probes.Recorder(
                 self.directory,
                 self.ranks.device,
                 batch_tokens=self.tokens_seen(0),
                 targets_per_sample=self.task.targets_per_sample(self.config),
-                context=self.config.model.context,
+                context=self.task.tokens_per_sample(self.config),
                 norm_layers=self.config.logging.activation_norm_layers,
                 gradient_layers=self.config.logging.gradient_norm_layers,
                 counters=counters.names(self.optimizer),
+                parts=self.step.objective.PARTS,
                 sees_memory=not (compiling.keeps_gradients(self.config.compile) or self.step.graph),
             )
         return done
 
     def tokens_seen(self, step: int) -> int:
         """Tokens trained on up to the end of `step`; of samples that several ranks read, once."""
-        return (step + 1) * self.shards.distinct * self.config.model.context
+        return (step + 1) * self.shards.distinct * self.task.tokens_per_sample(self.config)
 
     @property
     def stateful(self) -> dict:
@@ -382,6 +388,9 @@ class Trainer:
             limit=self.config.evaluation.eval_tokens,
         )
         found = {name: scores[name.removeprefix("val_")] for name in self.task.EVAL_COLUMNS}
+        if self.of_train:
+            scores = self.task.evaluate(self.model, self.scored_train, self.config, self.ranks)
+            found |= {name: scores[name.removeprefix("eval_train_")] for name in self.of_train}
         self.evaluations += 1
         self.sparsity.note(step)
         self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype

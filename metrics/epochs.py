@@ -24,7 +24,12 @@ COLUMNS = (
     "seconds_total",  # of training up to here
     "val_loss",
     "val_accuracy",  # share; null of a language model
+    "val_lm_loss",  # of replies, and of the choice among them; null where there are none
+    "val_mc_loss",
+    "eval_train_loss",  # of training rows that were scored as those of validation; null where none were
+    "eval_train_accuracy",
 )
+OPTIONAL = COLUMNS[COLUMNS.index("val_accuracy") :]  # of evals.csv
 WARM_UP_STEPS = 3  # the first of a run: they compile. As in engine.probes, which a test compares
 
 
@@ -127,8 +132,8 @@ def seconds_until(steps: pl.DataFrame, step: int, starts: tuple[int, ...] = ()) 
 
 def _of_seed(one: RunSeed, evals: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
     """The rows of one run and seed; frames by step."""
-    if "val_accuracy" not in evals.columns:
-        evals = evals.with_columns(pl.lit(None, pl.Float64).alias("val_accuracy"))
+    absent = [name for name in OPTIONAL if name not in evals.columns]
+    evals = evals.with_columns(pl.lit(None, pl.Float64).alias(name) for name in absent)
     losses, steady = steps["train_loss"].to_list(), steady_seconds(steps)
     rows = []
     for start, end in pairwise([0, *steps["step"].search_sorted(evals["step"], side="right")]):

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from metrics import statistics
+from metrics.batch_findings import batch_multiplier, cost_of_a_sample, lr_rule, scaled_lr
 from metrics.counting import COUNTS, with_counts
 from metrics.course import at_equal_seconds
 from metrics.devices import throttled
@@ -22,21 +23,14 @@ from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
 from metrics.grid_results import sentences
-from metrics.measures import METRICS, SPREADING, speed
+from metrics.measures import METRICS, RECOMPUTING, SPREADING, speed
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
-from metrics.words import difference, number, paired_seeds, percent_change, times, with_interval
+from metrics.words import change, difference, number, paired_seeds, times, with_interval
 
-# How a run is computed, never what it learns: what such runs cost may be set side by side.
-MEMORY = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel", "loss_chunk_tokens"}
-MEMORY |= {"optimizer_offload", "gradient_sums"}
-BATCH = {"batch_size", "micro_batch_size", "eval_batch_size", "steps", "lr", "warmup_steps"}
 NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
 NAMES |= {"sample_tokens", "sample_prompt"}
-LR_MEANS_ANOTHER_THING = {"optimizer", "model", "layers", "heads", "width", "mlp_width", "context"}
-SAME_MEMORY = 1.02  # a larger peak is more memory, not the same
-RULE_TOLERANCE = 0.01
 NAMES |= {"gradient_norm_layers", "noise_scale_interval", "attention_sequences", "reciprocity_window"}
 NAMES |= {"monitor_interval", "latency_lengths"}
 
@@ -57,8 +51,8 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _equal_seconds,
         _identical,
         _memory,
-        _batch_multiplier,
-        _lr_rule,
+        _batches,
+        _learning_rates,
         _scaling,
         _time_to_target,
         _sparsity,
@@ -68,7 +62,7 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _grids,
     )
     # A grid has many runs, and sentences of its own.
-    left_out = (_lr_rule, _time_to_target) if study.results.study.grid else ()
+    left_out = (_learning_rates, _time_to_target) if study.results.study.grid else ()
     return tuple(finding for kind in kinds if kind not in left_out for finding in kind(study))
 
 
@@ -101,22 +95,6 @@ class _Study:
 
     def processes(self, run: str) -> int:
         return int(self.first(run).env.get("processes") or 1)
-
-    def micro_batch(self, run: str) -> int | None:
-        """The sequences that a rank has at a time."""
-        micro, batch = self.setting(run, "micro_batch_size"), self.setting(run, "batch_size")
-        tensor = self.setting(run, "tensor_parallel") or 1
-        return micro or (batch and batch * tensor // self.processes(run))
-
-
-def _change(ratio: Ratio) -> str:
-    """`29 % more (16 % more to 43 % more)`, `52 % less`, `the same`; or that it may be either."""
-    mean = percent_change(ratio.mean)
-    if ratio.low is None or ratio.high is None or percent_change(ratio.low) == percent_change(ratio.high):
-        return mean
-    if ratio.low < 1 < ratio.high:
-        return f"{mean}, which these seeds do not tell from none ({number(ratio.low, 2)}–{number(ratio.high, 2)} ×)"
-    return f"{mean} ({percent_change(ratio.low)} to {percent_change(ratio.high)})"
 
 
 def _to_beat(study: _Study) -> Iterator[Finding]:
@@ -182,14 +160,14 @@ def _memory(study: _Study) -> Iterator[Finding]:
         memory, seconds = (
             study.ratio(name, reference, one) for one in ("peak_memory_gib", "step_milliseconds")
         )
-        if not differing or differing - MEMORY or memory is None or seconds is None:
+        if not differing or differing - RECOMPUTING or memory is None or seconds is None:
             continue
         kept = study.ratio(name, reference, "activation_mib")
-        activations = f", activations kept {_change(kept)}" if kept else ""
+        activations = f", activations kept {change(kept)}" if kept else ""
         changed = ", ".join(f"{key} = {study.setting(name, key)}" for key in sorted(differing))
         yield Finding(
-            f"{name} against {reference} ({changed}): peak memory {_change(memory)}{activations}, step time "
-            f"{_change(seconds)}; {paired_seeds(memory.count)}.",
+            f"{name} against {reference} ({changed}): peak memory {change(memory)}{activations}, step time "
+            f"{change(seconds)}; {paired_seeds(memory.count)}.",
             (name, reference),
         )
 
@@ -198,59 +176,16 @@ def _baseline_first(study: _Study) -> list[str]:
     return sorted(study.costed, key=lambda run: run != study.baseline)
 
 
-def _batch_multiplier(study: _Study) -> Iterator[Finding]:
-    """How much larger a micro-batch fits into the memory of another run."""
-    for reference in study.costed:
-        fitting = []
-        for name in study.costed:
-            memory = study.ratio(name, reference, "peak_memory_gib")
-            micro, its = study.micro_batch(name), study.micro_batch(reference)
-            differing = study.differences(reference, name)
-            comparable = differing & MEMORY and not differing - MEMORY - BATCH
-            if comparable and memory and micro and its and micro > its and memory.mean <= SAME_MEMORY:
-                fitting.append((micro / its, name, memory))
-        if fitting:
-            multiplier, name, memory = max(fitting, key=lambda one: one[0])
-            yield Finding(
-                f"{name} holds micro-batches {multiplier:.3g} × as large as {reference}'s "
-                f"({study.micro_batch(name)} sequences against {study.micro_batch(reference)}) in "
-                f"{times(memory)} its peak memory; {paired_seeds(memory.count)}.",
-                (name, reference),
-            )
+def _batches(study: _Study) -> Iterator[Finding]:
+    """What a larger batch is bought with."""
+    for kind in (batch_multiplier, cost_of_a_sample):
+        yield from (Finding(text, runs) for text, runs in kind(study))
 
 
-def _lr_rule(study: _Study) -> Iterator[Finding]:
-    """Whether runs of another batch size scaled the learning rate, and by which rule.
-
-    Against the reference that the study declares for the run's scaling, or else its baseline.
-    """
-    for name in study.runs:
-        reference = study.results.study.scaling.get(name, {}).get("reference", study.baseline)
-        if reference not in study.runs:
-            continue
-        batch, lr = study.setting(reference, "batch_size"), _peak_lr(study, reference)
-        own_batch, own_lr = study.setting(name, "batch_size"), _peak_lr(study, name)
-        if not all((batch, lr, own_batch, own_lr)) or own_batch == batch:
-            continue
-        if study.differences(name, reference) & LR_MEANS_ANOTHER_THING:
-            continue
-        by_batch, by_lr = own_batch / batch, own_lr / lr
-        rules = {"the linear rule": by_batch, "the square-root rule": math.sqrt(by_batch)}
-        followed = [rule for rule, r in rules.items() if abs(by_lr / r - 1) <= RULE_TOLERANCE]
-        said = f"{followed[0]}" if followed else "neither the linear rule nor the square-root rule"
-        wanted = f"(linear {by_batch:.4g}, square root {math.sqrt(by_batch):.4g})"
-        yield Finding(
-            f"{name} has {by_batch:.4g} × the batch size of {reference} and {by_lr:.4g} × its learning rate: "
-            f"{said} {wanted}.",
-            (name, reference),
-        )
-
-
-def _peak_lr(study: _Study, run: str) -> float | None:
-    """lr as the run's lr_rule makes it of the batch size."""
-    lr, batch, base = (study.setting(run, name) for name in ("lr", "batch_size", "lr_batch_size"))
-    power = {"linear": 1.0, "sqrt": 0.5}.get(study.setting(run, "lr_rule"), 0.0)
-    return lr * (batch / base) ** power if lr and power else lr
+def _learning_rates(study: _Study) -> Iterator[Finding]:
+    """How the learning rate went with the batch, and what that did."""
+    for kind in (lr_rule, scaled_lr):
+        yield from (Finding(text, runs) for text, runs in kind(study))
 
 
 def _scaling(study: _Study) -> Iterator[Finding]:

@@ -101,6 +101,14 @@ METRICS |= {
     "optimizer_resets": Metric("resets", "", _metric("optimizer_resets")),
     "optimizer_spikes": Metric("spikes", "", _metric("optimizer_spikes")),
 }
+# The parts of the loss of dialogues; other runs have none.
+METRICS |= {
+    "test_lm_loss": Metric("test loss of replies", "nats/reply token", _test("test_lm_loss")),
+    "test_reply_perplexity": Metric("test perplexity of replies", "", _test("test_reply_perplexity")),
+    "test_mc_loss": Metric("test loss of choices", "nats/choice", _test("test_mc_loss")),
+    "val_lm_loss": Metric("validation loss of replies", "nats/reply token", _metric("val_lm_loss")),
+    "val_mc_loss": Metric("validation loss of choices", "nats/choice", _metric("val_mc_loss")),
+}
 COUNTED = ("clipped_fraction", "largest_square_ratio", "optimizer_resets", "optimizer_spikes")
 LATENCIES = {  # of latency.json → in words
     "prefill_p50_ms": "prefill latency p50",
@@ -146,12 +154,16 @@ def shown_costs(labelled: bool) -> tuple[str, ...]:
     return (speed(labelled), *time, "peak_memory_gib", "activation_mib")
 
 
+# How a run is computed, never what it learns: what such runs cost may be set side by side.
+RECOMPUTING = {"activation_checkpointing", "checkpoint_every", "memory_budget", "loss_kernel"}
+RECOMPUTING |= {"loss_chunk_tokens", "optimizer_offload", "gradient_sums"}
 # Settings that may differ between a run and the one its scaling is measured against: how it is spread, …
 SPREADING = {"processes", "data_parallel", "tensor_parallel", "shard_size", "shard_unit"}
 SPREADING |= {"reshard_after_forward", "batch_size", "micro_batch_size", "steps"}
 # … and, where a study declares the pair, what goes with another batch size or is counted in steps.
 SCALED = SPREADING - {"tensor_parallel"} | {"shard_samples", "on_shared_samples", "preflight_seconds"}
-SCALED |= {"lr", "lr_rule", "lr_batch_size", "warmup_steps", "eval_batch_size"}
+LEARNING_RATE = {"lr", "lr_rule", "lr_batch_size"}
+SCALED |= {*LEARNING_RATE, "warmup_steps", "eval_batch_size"}
 SCALED |= {"eval_interval", "log_interval", "checkpoint_interval"}
 KINDS = {  # of scaling: what stays the same with more processes
     "strong": "the same batch_size",

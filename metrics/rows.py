@@ -132,8 +132,8 @@ class RunSeed:
 
     @property
     def labelled(self) -> bool:
-        """Whether it is a classifier."""
-        return "classes" in self.metrics
+        """Whether it chooses: a classifier among classes, a model of dialogues among replies."""
+        return _labelled(self.metrics)
 
     @property
     def prunes(self) -> bool:
@@ -171,7 +171,7 @@ class Results:
 
     @property
     def labelled(self) -> bool:
-        """Whether its runs are classifiers."""
+        """Whether its runs choose."""
         return any(one.labelled for one in self.runs)
 
 
@@ -218,6 +218,10 @@ def read(directory: Path) -> Results:
         _concat(device, DEVICE_COLUMNS),
         _concat(sparsity, SPARSITY_COLUMNS),
     )
+
+
+def _labelled(metrics: dict[str, Any]) -> bool:
+    return any(key in metrics for key in ("classes", "choices"))
 
 
 def _json(path: Path) -> Any:
@@ -280,7 +284,7 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
             state,
             f"at step {metrics.get('step')}: {reason}" if state == "diverged" else str(reason),
         )
-    labelled = "classes" in metrics
+    labelled = _labelled(metrics)
     checks.require_numbers(home / "metrics.json", metrics, LABELLED_METRIC_KEYS if labelled else METRIC_KEYS)
     checks.require_budgets(home / "metrics.json", metrics)
     test_path = directory / "test" / f"{run}-{seed}.json"

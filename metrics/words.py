@@ -42,6 +42,16 @@ def percent_change(ratio: float) -> str:
     return "the same" if percent == 0 else f"{percent} % {'more' if ratio > 1 else 'less'}"
 
 
+def change(ratio: Ratio) -> str:
+    """`29 % more (16 % more to 43 % more)`, `52 % less`, `the same`; or that it may be either."""
+    mean = percent_change(ratio.mean)
+    if ratio.low is None or ratio.high is None or percent_change(ratio.low) == percent_change(ratio.high):
+        return mean
+    if ratio.low < 1 < ratio.high:
+        return f"{mean}, which these seeds do not tell from none ({number(ratio.low, 2)}–{number(ratio.high, 2)} ×)"
+    return f"{mean} ({percent_change(ratio.low)} to {percent_change(ratio.high)})"
+
+
 def with_interval(estimate: Estimate | None, signed: bool = False) -> str:
     """`mean ± half-width`, both with as many decimals as two digits of the half-width need."""
     if estimate is None:

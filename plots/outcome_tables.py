@@ -1,15 +1,17 @@
-"""The tables of criteria, optimizers, scaling and the course of a training as words: those that a study has rows for.
+"""Tables as words: criteria, choices, batches, optimizers, scaling, the course; those that a study has rows for.
 
 Must not compute a result: numbers and sentences come from metrics/.
 """
 
 from __future__ import annotations
 
+from metrics.batches import batches
 from metrics.counting import any_prunes
 from metrics.criteria import criteria
 from metrics.epochs import best_by, mean_epochs
 from metrics.measures import COUNTED, METRICS, Metric
 from metrics.pruning import layers
+from metrics.ranking import ranking
 from metrics.scaling import PARTS, TOGETHER, Scaling, scalings
 from metrics.statistics import Estimate, Ratio
 from metrics.summary import RunSummary, Summary
@@ -24,6 +26,10 @@ SPEEDUP = (
 )
 LOST = "Scaling, where the time goes: % of a step, 95 % interval over seeds; the parts add up to what is lost"
 SHARES = ("sparsity", "sparsity_low", "sparsity_high", "target")
+BATCHES = (
+    "Batch, learning rate and recomputing: samples a step = micro-batch × accumulation × replicas; best of a seed's "
+    "evaluations and training time of an epoch, mean over seeds"
+)
 CRITERIA = "Criteria: what the study set out to reach"
 OPTIMIZERS = (
     "Optimizers: weights, state and masks over weights; single gradients cut, g² / v before; mean over seeds"
@@ -36,6 +42,10 @@ EPOCHS = (  # step → head
     ("seconds_total", "so far (s)"),
     ("val_loss", METRICS["val_loss"].label),
     ("val_accuracy", METRICS["val_accuracy"].axis),
+    ("val_lm_loss", METRICS["val_lm_loss"].label),
+    ("val_mc_loss", METRICS["val_mc_loss"].label),
+    ("eval_train_loss", "loss of training rows, as validation's"),
+    ("eval_train_accuracy", "accuracy of training rows (%)"),
     ("best", "best"),
 )
 
@@ -55,6 +65,57 @@ def criteria_tables(summary: Summary) -> list[Captioned]:
     """Run, measure, value, what was wanted, pass or fail: a row a criterion; nothing for a study without any."""
     rows = [[one.run, one.metric.label, one.shown, one.bound, one.result] for one in criteria(summary)]
     return [(CRITERIA, (["run", "measure", "value", "wanted", "result"], rows))] if rows else []
+
+
+def batch_tables(summary: Summary) -> list[Captioned]:
+    """A row a run: batch, learning rate, checkpointing, best loss and accuracy, time of an epoch.
+
+    Nothing for a study whose runs do not differ in both batch and checkpointing.
+    """
+    frame = batches(summary)
+    if frame.is_empty():
+        return []
+    best = [name for name in ("best_val_loss", "best_val_accuracy") if frame[name].null_count() < len(frame)]
+    heads = ["run", "samples a step", "micro × accumulation × replicas", "peak lr", "checkpointing"]
+    heads += [summary.measure(name).axis for name in best] + ["epoch (s)"]
+    rows = [
+        [
+            row["run"],
+            f"{row['batch_size']:,}",
+            f"{row['micro_batch']} × {row['accumulation']} × {row['replicas']}",
+            f"{row['peak_lr']:.4g}",
+            row["activation_checkpointing"],
+            *(_best(row[name], METRICS[name]) for name in best),
+            number(row["epoch_seconds"]),
+        ]
+        for row in frame.to_dicts()
+    ]
+    return [(BATCHES, (heads, rows))]
+
+
+def _best(value: float | None, metric: Metric) -> str:
+    return number(None if value is None else value * metric.factor)
+
+
+def ranking_tables(summary: Summary) -> list[Captioned]:
+    """Accuracy of chance, a TF-IDF ranker and each run among the same candidates; nothing where there are none."""
+    frame = ranking(summary)
+    if frame.is_empty():
+        return []
+    chance = frame["accuracy"][0]
+    rows = [
+        [
+            row["chooser"],
+            number(100 * row["accuracy"]),
+            "–" if row["low"] is None else f"{100 * row['low']:.2f}–{100 * row['high']:.2f}",
+            f"{row['accuracy'] / chance:.2f}",
+        ]
+        for row in frame.to_dicts()
+    ]
+    among = f"{frame['candidates'][0]} replies, {frame['examples'][0]:,} times"
+    heads = ["chooser", "accuracy (%)", "binomial interval (%)", "× chance"]
+    caption = f"Choosing the true one of {among}: runs (mean over seeds), and a ranker that only counts words"
+    return [(caption, (heads, rows))]
 
 
 def optimizer_tables(summary: Summary) -> list[Captioned]:
@@ -161,7 +222,7 @@ def _epoch_cell(name: str, value: float | str | int | None) -> str:
     assert not isinstance(value, str)
     if value is not None and name == "epoch":
         return f"{value:.2f}"
-    factor = METRICS[name].factor if name in METRICS else 1
+    factor = METRICS["val_accuracy"].factor if name.endswith("accuracy") else 1
     return number(None if value is None else value * factor)
 
 

@@ -29,8 +29,10 @@ from plots.measured_tables import measured_tables
 from plots.outcome_tables import (
     Captioned,
     Table,
+    batch_tables,
     criteria_tables,
     optimizer_tables,
+    ranking_tables,
     ratio_text,
     scaling_tables,
 )
@@ -75,13 +77,15 @@ def quality_table(summary: Summary, full: bool = False) -> Table:
     study = summary.results.study
     others = ["test_perplexity", "test_bits_per_byte"]
     if summary.labelled:
-        others = ["test_accuracy", "test_loss"]
+        others = ["test_accuracy", "test_loss", "test_reply_perplexity"]
     if full:
         others += [
             "sparsity",
             "best_val_loss_at_target",
             "test_loss",
             "test_accuracy",
+            "test_lm_loss",
+            "test_mc_loss",
             "val_loss",
             "best_val_loss",
             "val_accuracy",
@@ -183,9 +187,11 @@ def hypothesis_lines(summary: Summary) -> list[str]:
 
 
 def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
-    """The tables of criteria, optimizers, scaling, latency, the machine and the course, where the study has any."""
+    """Of criteria, choices, batches, optimizers, scaling, latency, machine and course those that the study has."""
     return [
         *criteria_tables(summary),
+        *ranking_tables(summary),
+        *batch_tables(summary),
         *optimizer_tables(summary),
         *scaling_tables(summary, wide),
         *measured_tables(summary, wide),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 
-from engine.data import LABELLED, TEXTS
+from engine.data import DIALOGUES, LABELLED, TEXTS
 from stages import checklist
 from stages.study import one_of
 
@@ -52,7 +52,7 @@ def _refused(value: object, dataset: object) -> Iterator[str]:
         yield f"refused_datasets = {value!r}: must be a mapping from a data set to the reason"
         return
     for name, why in value.items():
-        yield from one_of("refused_datasets", name, TEXTS | LABELLED)
+        yield from one_of("refused_datasets", name, TEXTS | LABELLED | DIALOGUES)
         if not isinstance(why, str) or not why:
             yield f"refused_datasets.{name} = {why!r}: must say why"
     if isinstance(dataset, str) and dataset in value:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from engine.config import SETTINGS, is_effective, nearest
-from engine.data import BY_POSITION, DOCUMENTS, LABELLED
+from engine.data import BY_POSITION, DIALOGUES, DOCUMENTS, LABELLED
 from metrics.measures import (
     AXES,
     KINDS,
@@ -71,7 +71,7 @@ def study_problems(study: dict, dataset: object) -> list[str]:
 
 
 def _labelled(dataset: object) -> bool:
-    return isinstance(dataset, str) and dataset in LABELLED
+    return isinstance(dataset, str) and dataset in LABELLED | DIALOGUES
 
 
 def _metric_problems(metric: str, dataset: object) -> Iterator[str]:

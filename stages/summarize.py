@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metrics import (
+    batches,
     course,
     criteria,
     epochs,
@@ -26,6 +27,7 @@ from metrics import (
     grid_results,
     hypothesis,
     pruning,
+    ranking,
     rows,
     scaling,
     summary,
@@ -64,13 +66,15 @@ def write_dvc_files(reports: Path, study: summary.Summary) -> None:
 def write_tables(reports: Path, study: summary.Summary) -> Path:
     """table.csv, table.md, table.tex and report.html; returns the report's path.
 
-    Also epochs.csv and, of a study that has any, scaling.csv, criteria.csv, grid.csv, sparsity.csv, course.csv,
-    equal_seconds.csv and targets.csv.
+    Also epochs.csv and, of a study that has any, scaling.csv, choices.csv, batches.csv, criteria.csv, grid.csv,
+    sparsity.csv, course.csv, equal_seconds.csv and targets.csv.
     """
     frames.table_frame(study).write_csv(reports / "table.csv")
     epochs.csv_frame(study.results).write_csv(reports / "epochs.csv")
     declared = {
         "scaling.csv": scaling.scaling_frame(study),
+        "choices.csv": ranking.ranking(study),
+        "batches.csv": batches.batches(study),
         "criteria.csv": criteria.criteria_frame(study),
         "grid.csv": grid_results.grid_frame(study),
         "sparsity.csv": pruning.layers(study.results),

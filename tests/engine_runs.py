@@ -36,6 +36,17 @@ SMALL = {
     "batch_size": 4,
     "eval_batch_size": 8,
 }
+# A model of dialogues, with what its data needs; the directory is write_dialogues'.
+TALKING = {
+    "study": "talking",
+    "model": "double_heads",
+    "dataset": "dialogues",
+    "data_dir": "dialogues",
+    "candidates": 4,
+    "max_reply_tokens": 32,
+    "length_percentile": 100.0,
+    "context": 176,
+}
 # Settings that an optimizer cannot be without.
 NEEDS = {"adamwprune": {"pruning": "state", "pruning_interval": 1}}
 WORDS = """a and are as at bear bird by cold day fish for from green hill in is it lake long moss night
@@ -58,6 +69,28 @@ def write_text(directory: Path) -> Path:
     directory.mkdir()
     for seed, (name, words) in enumerate({"train": 3000, "valid": 150, "test": 120}.items()):
         (directory / f"{name}.txt").write_text(prose(seed, words), encoding="utf-8")
+    return directory
+
+
+def dialogues(seed: int, count: int, replies: int = 3) -> list[dict]:
+    """Dialogues in which the second speaker says what its persona has; always the same for the same seed."""
+    draw, vocabulary, found = random.Random(seed), WORDS.split(), []
+    for _ in range(count):
+        own = draw.sample(vocabulary, 2)
+        turns = []
+        for _ in range(replies):
+            turns.append(f"what of the {draw.choice(vocabulary)} ?")
+            turns.append(f"i like {draw.choice(own)} and {draw.choice(vocabulary)} .")
+        found.append({"persona": [f"i like {word} ." for word in own], "turns": turns})
+    return found
+
+
+def write_dialogues(directory: Path, **counts: int) -> Path:
+    """A data set directory for dataset = "dialogues"; its evaluations do not come out even."""
+    directory.mkdir()
+    for seed, (name, count) in enumerate(({"train": 40, "valid": 7, "test": 5} | counts).items()):
+        lines = "".join(json.dumps(one) + "\n" for one in dialogues(seed, count))
+        (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return directory
 
 

@@ -7,5 +7,6 @@ PEERS = {
     "nanogpt_char": "benchmarks.peers.nanogpt_char",
     "hf": "benchmarks.peers.hf",
     "hashed": "benchmarks.peers.hashed",
+    "padded": "benchmarks.peers.padded",
     "torchtitan": "benchmarks.peers.titan",
 }

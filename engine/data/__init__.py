@@ -2,7 +2,8 @@
 
 A data set is a module with `load(settings) -> {"train": str, "validation": str, "test": str}`; one of documents, with
 `load(settings) -> engine.data.documents.Source`; or one of labelled rows, with
-`load(settings) -> engine.data.labelled.Source` and the VERSION of its clean-up.
+`load(settings) -> engine.data.labelled.Source` and the VERSION of its clean-up; or one of dialogues, with
+`load(settings) -> engine.data.dialogues.Source` and the VERSION of what it makes of its files.
 A tokenizer is a class with the methods of `engine.data.tokenizers.Tokenizer`.
 This file must import nothing: `engine.config` reads these names before anything else is loaded.
 """
@@ -31,6 +32,11 @@ LABELLED = {  # rows of a text and a label
     "synthetic": "engine.data.synthetic",
 }
 
+DIALOGUES = {  # what two speakers say in turn, each reply to be chosen among several
+    "personachat": "engine.data.personachat",
+    "dialogues": "engine.data.dialogue_files",
+}
+
 TOKENIZERS = {
     "bytes": "engine.data.tokenizers:Bytes",
     "chars": "engine.data.tokenizers:Chars",
@@ -45,5 +51,7 @@ PADDED = (
     "hashed_words",
     "frequent_words",
 )  # tokenizers whose id 0 is padding: those of labelled rows, and only theirs
+
+UTTERING = ("bytes", "chars", "bpe", "gpt2")  # tokenizers that add nothing to a single utterance
 
 SEPARATING = ("bpe", "gpt2")  # tokenizers that have an end-of-text token, which documents need

@@ -4,7 +4,8 @@
 
 A token directory holds train.bin, validation.bin and test.bin (flat arrays of uint16 or uint32; of documents in
 shards where they are large, engine/data/tokenfiles.py), tokenizer.json and meta.json; of labelled rows also where
-each row ends and its label: <split>.ends.bin (int64) and <split>.labels.bin (int32). It appears whole or not at all.
+each row ends and its label: <split>.ends.bin (int64) and <split>.labels.bin (int32); of dialogues these, where each
+context and candidate ends, and the speaker of each token: <split>.types.bin. It appears whole or not at all.
 This module must not change the text: it may only cut training text at max_train_bytes, and it refuses splits that
 overlap; rows are split in engine/data/labelled.py, documents in engine/data/documents.py. It imports no torch.
 """
@@ -22,7 +23,8 @@ import numpy as np
 
 from engine.config import Data
 from engine.config import load as load_config
-from engine.data import DATASETS, DOCUMENTS, LABELLED, TOKENIZERS, documents, labelled
+from engine.data import DATASETS, DIALOGUES, DOCUMENTS, LABELLED, TOKENIZERS, dialogues, documents, labelled
+from engine.data.choices import Choices
 from engine.data.examples import Examples
 from engine.data.tokenfiles import TokenFiles
 from engine.errors import ConfigError, command
@@ -40,17 +42,25 @@ FILES = {  # kind: {suffix of a split's file: (its type, None for meta's dtype; 
         ".ends": ("int64", "rows", "sha256_ends"),
         ".labels": ("int32", "rows", "sha256_labels"),
     },
+    "dialogues": {
+        "": (None, "tokens", "sha256_tokens"),
+        ".types": (None, "tokens", "sha256_types"),
+        ".ends": ("int64", "segments", "sha256_ends"),
+        ".labels": ("int32", "rows", "sha256_labels"),
+    },
 }
+VERSIONED = {"labelled": labelled, "dialogues": dialogues}  # kinds whose making of rows has a version
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """An opened token directory, read-only memory maps: arrays of shape (tokens,), or Examples of labelled rows."""
+    """An opened token directory, read-only memory maps: arrays of shape (tokens,), or Examples of labelled rows, or
+    Choices of dialogues."""
 
     meta: dict
-    train: np.ndarray | TokenFiles | Examples
-    validation: np.ndarray | TokenFiles | Examples
-    test: np.ndarray | TokenFiles | Examples
+    train: np.ndarray | TokenFiles | Examples | Choices
+    validation: np.ndarray | TokenFiles | Examples | Choices
+    test: np.ndarray | TokenFiles | Examples | Choices
     directory: Path
 
     def sha256(self, split: str) -> str:
@@ -89,6 +99,9 @@ def _content(settings):
     cls = _tokenizer_class(settings.tokenizer)
     if settings.dataset in LABELLED:
         content = labelled.load(settings)
+        return content, cls.build(content.training_text(), settings)
+    if settings.dataset in DIALOGUES:
+        content = dialogues.load(settings)
         return content, cls.build(content.training_text(), settings)
     if settings.dataset in DOCUMENTS:
         content = documents.load(settings)
@@ -154,14 +167,11 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
             for name in SETTINGS
             if meta["settings"].get(name, DEFAULTS[name]) != getattr(settings, name)
         ]
-        if (
-            not problems
-            and _kind(meta) == "labelled"
-            and meta["version"] != labelled.version(settings.dataset)
-        ):
+        versions = VERSIONED.get(_kind(meta))
+        if not problems and versions and meta["version"] != (now := versions.version(settings.dataset)):
             problems.append(
                 f"{settings.dataset}: the tokens were made with version {meta['version']} of its clean-up, this is "
-                f"version {labelled.version(settings.dataset)}; run the tokenize stage again"
+                f"version {now}; run the tokenize stage again"
             )
     problems += _damage(directory, meta, verify)
     if problems:
@@ -197,13 +207,15 @@ def _damage(directory: Path, meta: dict, verify: bool) -> list[str]:
     return problems
 
 
-def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | TokenFiles | Examples:
+def _opened(directory: Path, meta: dict, split: str) -> np.ndarray | TokenFiles | Examples | Choices:
     maps = [
         np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)
         for path, dtype, count, _ in _files(directory, meta, split)
     ]
     if _kind(meta) == "labelled":
         return Examples(*maps)
+    if _kind(meta) == "dialogues":
+        return Choices(*maps, pad=meta["specials"]["pad"])
     return TokenFiles(maps) if len(maps) > 1 else maps[0]
 
 
@@ -218,8 +230,13 @@ def tokenizer_in(directory: str | Path, name: str):
 
 
 def _write(settings, content, tokenizer, directory: Path) -> dict:
-    dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
-    if settings.dataset in LABELLED:
+    size = tokenizer.vocabulary_size
+    if settings.dataset in DIALOGUES:
+        size += len(dialogues.SPECIALS)
+    dtype = np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
+    if settings.dataset in DIALOGUES:
+        facts = dialogues.write(content, settings, tokenizer, dtype, directory)
+    elif settings.dataset in LABELLED:
         facts = labelled.write(content, settings, tokenizer, dtype, directory)
     elif settings.dataset in DOCUMENTS:
         facts = documents.write(content, settings, tokenizer, dtype, directory)
@@ -232,7 +249,7 @@ def _write(settings, content, tokenizer, directory: Path) -> dict:
         "tokenizer": settings.tokenizer,
         "settings": {name: getattr(settings, name) for name in SETTINGS},
         "dtype": dtype.name,
-        "vocabulary_size": tokenizer.vocabulary_size,
+        "vocabulary_size": size,
         **facts,
     }
     (directory / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

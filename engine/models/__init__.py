@@ -7,4 +7,5 @@ trains for (engine/tasks/); and its line here.
 MODELS = {
     "gpt": "engine.models.gpt",
     "classifier": "engine.models.classifier",
+    "double_heads": "engine.models.double_heads",
 }

@@ -108,7 +108,8 @@ def attend(
     repeated for each head; the others see them repeated, as views.
 
     causal: a token sees none that follow it. cached: earlier tokens may be among k and v; if not, n = t, which is
-    not asked: sizes may be symbols. mask (B, 1, 1, t): False for what no token sees; of attention that is not causal.
+    not asked: sizes may be symbols. mask (B, 1, 1 or n, t): False for what no token, or each, does not see; of
+    attention that is not causal, but for what the mask itself says.
     """
     assert not (causal and mask is not None)  # SDPA takes one or the other
     if implementation == "manual":
@@ -202,7 +203,7 @@ class MultiHead(nn.Module):
             implementation=self.implementation,
             dropout=dropout,
             cached=cache is not None,
-            causal=self.causal,
+            causal=self.causal and mask is None,
             mask=mask,
         )
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))

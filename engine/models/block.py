@@ -40,7 +40,8 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """x (B, T, C) → (B, T, C).
 
-        mask (B, 1, 1, T): False for tokens that none sees, where it is not causal; or of reciprocal.masks.
+        mask (B, 1, 1, T): False for tokens that none sees, where it is not causal; or (B, 1, T, T): for those that
+        each does not see; or of reciprocal.masks.
         """
         seen = () if mask is None else (mask,)
         if self.norm_placement == "pre":

@@ -5,6 +5,7 @@ latent.py, mlp.py and positions.py.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,6 +18,18 @@ from engine.models.positions import Rotary, Sinusoids
 from engine.objectives import NextToken
 
 TASK = "engine.tasks.next_token"
+
+
+class Layout(NamedTuple):
+    """What tokens (B, T) are besides their ids; None: nothing.
+
+    types (B, T): ids whose embeddings are added. positions (B, T): where each stands. mask (B, 1, T, T): False for
+    what a token does not see, of what follows it too.
+    """
+
+    types: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
 class GPT(nn.Module):
@@ -54,7 +67,11 @@ class GPT(nn.Module):
         self.stream_dtype: torch.dtype | None = None  # of the stream, as last seen before the last norm
         self.loss = NextToken(vocabulary_size)
         self.gradient_sums = None  # the trainer installs the run's, if it has any
+        self.add_heads(s)
         draw_weights(self, seed, dict.fromkeys(("token_embedding.weight", "head.weight"), vocabulary_size))
+
+    def add_heads(self, s) -> None:
+        """What a model that builds on this one has besides, before weights are drawn."""
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -62,26 +79,39 @@ class GPT(nn.Module):
         return self.token_embedding.weight if self.head is None else self.head.weight
 
     def features(
-        self, tokens: torch.Tensor, caches: Sequence[Cache] | None = None
+        self,
+        tokens: torch.Tensor,
+        caches: Sequence[Cache] | None = None,
+        layout: Layout | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Tokens (B, T) → (what the head reads (B, T, C), norms); under autocast in its dtype.
 
-        With caches, one a block, the tokens follow those that the caches have seen.
+        With caches, one a block, the tokens follow those that the caches have seen. layout: what tokens are besides
+        their ids, and where they stand if not one after another.
         """
         start = caches[0].length if caches else 0
-        x = self.token_embedding(tokens)  # (B, T, C)
+        x = self.embedded(tokens, layout)  # (B, T, C)
         if self.training and self.token_dropout:
             x = x * (torch.rand(tokens.shape, device=tokens.device) >= self.token_dropout)[..., None]
         if self.position_embedding is not None:
-            x = x + self.position_embedding(torch.arange(start, start + tokens.size(1), device=tokens.device))
+            places = torch.arange(start, start + tokens.size(1), device=tokens.device)
+            if layout is not None and layout.positions is not None:
+                places = layout.positions
+            x = x + self.position_embedding(places)
         x = self.dropout(x.bfloat16() if self.stream_in_bf16 else x)
         norms, masks = [], self._masks(tokens) if self.training and not caches else None
+        if layout is not None and layout.mask is not None:
+            masks = layout.mask
         for i, block in enumerate(self.layers):
             x = block(x, caches[i]) if caches else block(x) if masks is None else block(x, None, masks)
             if i in self.norm_layers:
                 norms.append(x.detach().float().square().mean().sqrt())
         self.stream_dtype = x.dtype
         return self.output_dropout(as_operand(self.norm(x))), norms
+
+    def embedded(self, tokens: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """(B, T) → (B, T, C), without positions."""
+        return self.token_embedding(tokens)
 
     def _masks(self, tokens: torch.Tensor) -> tuple | None:
         """What the kernels of attention = flex need to know of the sequences; None for other kernels."""

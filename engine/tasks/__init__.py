@@ -6,7 +6,8 @@ One module a task; a model's module names its own in TASK. A task's module has
     COUNTED                                      what "count" counts: tokens, examples
     train_order(tokens, config)                  the samples of every step (engine/data/order.py)
     targets_per_sample(config)                   targets that one sample has
-    loss(config, vocabulary_size, group=None)    the objective to install as `model.loss`
+    tokens_per_sample(config)                    tokens that are computed for one sample, padding included
+    loss(config, vocabulary_size, group=None)    the objective to install as `model.loss`; PARTS, if it has several
     evaluate(model, rows, config, ranks, limit=0)    scores of a split: means over its targets, and their "count"
     sha256(rows, config, limit=0)                what `evaluate` scores, in hex
     figures(scores, split, prefix)               the scores as metrics.json names them; split: of meta.json

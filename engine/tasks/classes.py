@@ -28,6 +28,10 @@ def targets_per_sample(config: Config) -> int:
     return 1
 
 
+def tokens_per_sample(config: Config) -> int:
+    return config.model.context
+
+
 def loss(config: Config, vocabulary_size: int, group=None) -> ClassLabel:
     return ClassLabel()
 

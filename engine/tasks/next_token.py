@@ -29,6 +29,10 @@ def targets_per_sample(config: Config) -> int:
     return config.model.context
 
 
+def tokens_per_sample(config: Config) -> int:
+    return config.model.context
+
+
 def loss(config: Config, vocabulary_size: int, group=None) -> NextToken:
     """The run's objective; group: of tensor parallelism."""
     t = config.training

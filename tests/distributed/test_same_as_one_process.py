@@ -8,7 +8,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from engine_runs import Lab, assert_same_weights, column, events, ledger, read_json, rows, untimed, weights
+from engine_runs import (
+    TALKING,
+    Lab,
+    assert_same_weights,
+    column,
+    events,
+    ledger,
+    read_json,
+    rows,
+    untimed,
+    weights,
+    write_dialogues,
+)
 
 from engine.data.batches import eval_windows
 from engine.data.prepare import open_tokens
@@ -77,6 +89,8 @@ CLASSIFIER = {
     "norm_placement": "post",
     "pad_vocabulary_to": 1,
 }
+# Two sums with counts of their own, of which ranks and micro-batches have different numbers of tokens.
+DIALOGUES = {**TALKING, "steps": 6, "batch_size": 8, "micro_batch_size": 2, "pad_vocabulary_to": 1}
 # Interrupted before the last step, and resumed from the checkpoint before.
 RESUMED = {
     "resumed_fsdp": (2, SHARDED),
@@ -100,6 +114,9 @@ def plan(lab: Lab) -> list[dict]:
     runs += [run("sgd", 1, SGD), run("sgd_fsdp", 2, {**SGD, **SHARDED})]
     runs += [run("classifier", 1, CLASSIFIER), run("classifier_ddp", 2, CLASSIFIER)]
     runs += [run("classifier_fsdp", 2, {**CLASSIFIER, **SHARDED})]
+    write_dialogues(lab.directory / "dialogues")
+    runs += [run("dialogues", 1, {**DIALOGUES, "micro_batch_size": 8}), run("dialogues_ddp", 2, DIALOGUES)]
+    runs += [run("dialogues_fsdp", 2, {**DIALOGUES, **SHARDED, "shared_context": True})]
     runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
     for name, (n, settings) in RESUMED.items():
         stopped = run(name, n, {**SHORT, **settings}, stop_at=3)
@@ -184,6 +201,22 @@ def test_a_classifier_is_trained_and_scored_as_by_one_process(trained, way):
     assert metrics[0]["data_order_sha256"] == metrics[1]["data_order_sha256"]
     accuracy = metrics[0]["val_accuracy"]
     assert accuracy == metrics[1]["val_accuracy"] and (45 * accuracy) % 1 == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_both_losses_of_dialogues_are_those_of_one_process(trained, way):
+    """Their means are over all tokens, and all rows, of a step: not means of the ranks' or micro-batches' own."""
+    one, run = (trained.run(name, "talking") for name in ("dialogues", f"dialogues_{way}"))
+    names = ("train_loss", "grad_norm", "train_lm_loss", "train_mc_loss", "train_accuracy")
+    for name in names:
+        assert column(run, name) == pytest.approx(column(one, name), rel=1e-5), name
+    assert [what for what, line in ledger(run).items() if not line["agrees"]] == []
+    expected, found = (rows(r / "evals.csv") for r in (one, run))
+    for mine, theirs in zip(found, expected, strict=True):
+        for name in ("val_loss", "val_accuracy", "val_lm_loss", "val_mc_loss"):
+            assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-5), name
+    accuracy = float(found[-1]["val_accuracy"])
+    assert (21 * accuracy) % 1 == pytest.approx(0, abs=1e-9)  # every one of the 7 × 3 replies, once
 
 
 def test_sgd_is_one_fused_kernel_over_shards_too(trained):

@@ -45,6 +45,20 @@ PRESETS = {
         "positions": "sinusoidal",
         "norm_placement": "post",
     },
+    "double_heads": {
+        "dataset": "dialogues",
+        "model": "double_heads",
+        "candidates": 3,
+        "max_reply_tokens": 6,
+    },
+    "shared_context": {
+        "dataset": "dialogues",
+        "model": "double_heads",
+        "candidates": 3,
+        "max_reply_tokens": 6,
+        "shared_context": True,
+        "lm_loss_weight": 2.0,
+    },
     "muon": {"optimizer": "muon", "muon_precision": "fp32"},
     "spam": {  # the reset comes before the last step
         "optimizer": "spam",
@@ -93,13 +107,26 @@ def first_losses(preset: str) -> dict[str, list[float]]:
     words = np.random.Philox(key=11).random_raw(STEPS * 4 * 25).reshape(STEPS, 4, 25) % VOCABULARY
     found = {"train_loss": [], "grad_norm": []}
     for number, tokens in enumerate(torch.from_numpy(words.astype(np.int64))):
-        labelled = config.model.model == "classifier"
-        targets = tokens[:, -1] % CLASSES if labelled else tokens[:, 1:]
-        micro_batches = list(zip(tokens[:, :-1].split(2), targets.split(2), strict=True))
+        inputs, targets = samples(config, tokens)
+        micro_batches = list(zip(inputs.split(2), targets.split(2), strict=True))
         measured = step(number, micro_batches)
         for name, values in found.items():
             values.append(measured[name].item())
     return found
+
+
+def samples(config, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of the model's task, made of tokens (4, 25)."""
+    if config.model.model == "classifier":
+        return tokens[:, :-1], tokens[:, -1] % CLASSES
+    if config.model.model == "gpt":
+        return tokens[:, :-1], tokens[:, 1:]
+    lines = 3 + config.data.candidates  # 3 × 6 tokens hold the 18 before a reply
+    inputs = torch.stack(
+        [tokens.repeat(1, 2)[:, : lines * 6], tokens.repeat(1, 2)[:, : lines * 6] % 2 + 95], 1
+    )
+    inputs = inputs.unflatten(2, (lines, 6)).where(inputs.unflatten(2, (lines, 6)) != 94, 0)  # 94 is padding
+    return inputs, torch.cat([tokens[:, :1] % 3, tokens[:, 1:7]], 1)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,5 +1,6 @@
 """A finished run's directory without the training: a model with large random weights, so that no error can hide."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from safetensors.torch import save_file
 
 from engine import rundir, vocabulary
 from engine.config import Config, resolve
-from engine.models.gpt import GPT, build
+from engine.models import MODELS
+from engine.models.gpt import GPT
 
 SMALL = {"layers": 2, "heads": 2, "width": 16, "context": 12, "device": "cpu", "activation": "gelu_tanh"}
 
@@ -20,7 +22,9 @@ def config(**changes) -> Config:
 def drawn(settings: Config, vocabulary_size: int, seed: int = 3) -> GPT:
     """A model whose every weight and bias is random, but for the vocabulary's padding."""
     torch.manual_seed(seed)
-    model = build(settings.model, vocabulary_size).eval()
+    model = (
+        importlib.import_module(MODELS[settings.model.model]).build(settings.model, vocabulary_size).eval()
+    )
     for name, p in model.named_parameters():
         real = vocabulary_size if name in ("token_embedding.weight", "head.weight") else len(p)
         p[:real].normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.3)

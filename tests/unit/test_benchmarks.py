@@ -208,7 +208,7 @@ def test_a_model_that_does_not_learn_from_chance_is_invalid(first, last, problem
     assert found["problems"][0].startswith(problem)
 
 
-@pytest.mark.parametrize("name", [name for name, size in SIZES.items() if not size.classes])
+@pytest.mark.parametrize("name", [name for name, size in SIZES.items() if not (size.classes or size.choices)])
 def test_the_synthetic_text_has_the_declared_vocabulary(name, tmp_path):
     size = replace(SIZES[name], train_tokens=2000)
     data, meta = make_tokens(size, tmp_path, None)
@@ -339,6 +339,12 @@ def test_a_run_whose_ledger_disagrees_is_a_problem(tmp_path):
         (["--size", "cpu", "--only", "engine,jax"], "--only jax: must be of engine, bare, nanogpt"),
         (["--size", "cpu", "--factorial", "--only", "bare"], "must be of techniques, checkpointing"),
         (["--size", "gpu", "--data-dir", "x"], "is for --size cpu"),
+        (
+            ["--size", "gpu", "--tokenizer-dir", "x"],
+            "--tokenizer-dir: GPT-2's is for --size persona, not for gpu",
+        ),
+        (["--size", "persona", "--factorial"], "its experiments are of a text, not of --size persona"),
+        (["--size", "persona", "--only", "hashed"], "must be of engine, padded"),
         (["--size", "gpu", "--micro-batch", "24"], "must divide the 128 sequences"),
         (["--size", "gpu", "--steps", "0"], "--steps: must be ≥ 1"),
     ],
