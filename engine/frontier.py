@@ -89,7 +89,12 @@ def settings_of_trial(config: Config, micro: int) -> Config:
         memory=replace(config.memory, on_out_of_memory="stop"),
         runtime=replace(config.runtime, profile_steps=0),
         evaluation=replace(
-            e, eval_interval=STEPS, eval_batch_size=1, eval_tokens=config.model.context, eval_stride=0
+            e,
+            eval_interval=STEPS,
+            eval_batch_size=1,
+            eval_tokens=config.model.context,
+            eval_stride=0,
+            eval_train_rows=0,
         ),
         saving=replace(config.saving, checkpoint_interval=0),
         logging=replace(config.logging, log_interval=STEPS),
