@@ -1,7 +1,7 @@
 """PLAN: params.yaml → one complete, valid TOML per run and seed, and study.json.
 
     python -m stages.plan               writes results/<study>/configs/
-    python -m stages.plan --defaults    writes conf/defaults.yaml from the declarations in engine/config.py
+    python -m stages.plan --defaults    writes conf/defaults.yaml from the declarations in engine/settings
 
 Resolves defaults ← study ← run. Every problem of every run is reported at once, before anything is written.
 """
@@ -129,7 +129,7 @@ def _unused_everywhere(base: dict, runs: dict) -> list[str]:
 def defaults_yaml() -> str:
     """conf/defaults.yaml: every setting with its default, so that `-S NAME=VALUE` works for all of them."""
     lines = [
-        "# Generated from engine/config.py by `python -m stages.plan --defaults`. Change settings in a study",
+        "# Generated from engine/settings by `python -m stages.plan --defaults`. Change settings in a study",
         "# under conf/study/ or with -S, not here.",
         f"{STAMP}: ${{stamp:}}",
     ]
