@@ -72,7 +72,7 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
         *_budget_problems(study, base),
         *unused,
     ]
-    configs = {}
+    configs, of_runs = {}, {}
     for name, own in study["runs"].items():
         merged = {**base, **own}
         # What the run says itself must have an effect; what it inherits need not, and is left out if it has none.
@@ -84,8 +84,10 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
                     {**effective, "study": study["study"], "run": name, "seed": seed}, f"runs.{name}"
                 )
             except ConfigError as error:
-                problems += [f"runs.{name}: {p}" for p in error.problems]
+                for problem in error.problems:
+                    of_runs.setdefault(problem, []).append(name)
                 break  # another seed has the same problems
+    problems += _by_runs(of_runs, len(study["runs"]))
     problems = problems or _unexpected(study, configs)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(PARAMS))
@@ -107,7 +109,11 @@ def _unexpected(study: dict, configs: dict[str, object]) -> list[str]:
         ]
         for words in said:
             found.setdefault(words, []).append(name)
-    whole = len(study["runs"])
+    return _by_runs(found, len(study["runs"]))
+
+
+def _by_runs(found: dict[str, list[str]], whole: int) -> list[str]:
+    """Each problem once, with the runs that have it, of `whole` in all."""
     return [
         f"{'all runs' if len(names) == whole > 1 else 'runs.' + ', '.join(names)}: {words}"
         for words, names in found.items()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 
 from engine.data import DIALOGUES, LABELLED, TEXTS
+from metrics.selection import NOT, chosen
 from stages import checklist
 from stages.study import one_of
 
@@ -71,9 +72,9 @@ def _only(value: object, runs: Iterable[str], baseline: str) -> Iterator[str]:
         yield f"only = {value!r}: must be a list of runs or patterns such as mla_*"
         return
     for pattern in value:
-        if not any(fnmatch(name, pattern) for name in runs):
-            yield from one_of("only", pattern, runs, "runs or patterns of them:")
-    if value and not any(fnmatch(baseline, pattern) for pattern in value):
+        if not any(fnmatch(name, pattern.removeprefix(NOT)) for name in runs):
+            yield from one_of("only", pattern, runs, "runs or patterns of them, with a ! before those left out:")
+    if value and baseline not in chosen(runs, value):
         yield f"only = {value!r}: leaves out the baseline {baseline}, which all are compared with; add it"
 
 

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -41,12 +40,18 @@ def _stamp_root(*, _root_: Container) -> str:
     )
 
 
+def _of_metrics(name: str):
+    """The module metrics/NAME.py, which needs nothing else of this repository."""
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location(f"plumbline_{name}", root / "metrics" / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _grid_runs(*, _root_: Container) -> Container:
     """The runs that the study's key `grid` stands for."""
-    root = Path(__file__).resolve().parents[2]
-    spec = importlib.util.spec_from_file_location("plumbline_grids", root / "metrics" / "grids.py")
-    grids = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(grids)
+    grids = _of_metrics("grids")
     try:
         grid = OmegaConf.to_container(_root_.grid, resolve=True)
         return OmegaConf.create(grids.runs(grid))
@@ -61,7 +66,7 @@ def _selected_runs(*, _root_: Container) -> Container:
     """
     runs, only = list(_root_.runs), _root_.get("only")
     patterns = [str(one) for one in only] if isinstance(only, ListConfig) else []
-    return OmegaConf.create([name for name in runs if any(fnmatch(str(name), p) for p in patterns)] or runs)
+    return OmegaConf.create(_of_metrics("selection").chosen(runs, patterns) or runs)
 
 
 def refuse_edited(path: Path) -> None:

@@ -11,6 +11,7 @@ from dvc.utils.hydra import compose_and_dump
 from engine.config import resolve
 from engine.errors import ConfigError
 from engine.rundir import toml
+from metrics.selection import chosen
 from stages import checklist, plan, presets, progress
 from stages.plan import read_params, resolve_study
 from stages.requirements import selection_problem
@@ -159,7 +160,7 @@ def test_a_refused_data_set_is_refused_with_the_reason(tmp_path):
         ("+perplexity_at=[10,10]", "perplexity_at = .*must be a list of distinct steps above 0"),
         ("+perplexity_at=[1.5]", "perplexity_at = .*must be a list of distinct steps above 0"),
         ("+targets=[-3]", "targets = .*must be a list of distinct validation losses above 0"),
-        ("only=[adamm]", r"only = 'adamm': must be runs or patterns of them: .*\(nearest: adamw\)"),
+        ("only=[adamm]", r"only = 'adamm': must be runs or patterns of them, .*\(nearest: adamw\)"),
         ("only=[sgd]", "only = .*leaves out the baseline adamw"),
         ("only=sgd", "only = 'sgd': must be a list of runs or patterns"),
     ],
@@ -178,6 +179,18 @@ def test_a_longer_run_must_be_declared(tmp_path):
 
 
 # --- a selection of runs
+
+
+def test_patterns_choose_runs_and_leave_others_out():
+    runs = ["adamw", "mla", "mla_reciprocal", "muon"]
+    assert chosen(runs, ["m*", "!mla_*"]) == ["mla", "muon"]
+    assert chosen(runs, ["!mla*"]) == ["adamw", "muon"]
+    assert chosen(runs, []) == runs and chosen(runs, ["sgd"]) == []
+
+
+def test_a_run_may_be_left_out_by_name(tmp_path):
+    study, _ = resolve_study(composed(tmp_path / "p.yaml", "study=quickstart", 'only=["!sgd"]'))
+    assert list(study["runs"]) == ["adamw", "adamw_full_ac", "no_decay"]
 
 
 def test_only_some_runs_and_what_goes_with_them(tmp_path):

@@ -63,7 +63,7 @@ def test_an_inherited_setting_reaches_only_the_runs_in_which_it_has_an_effect(tm
         ),
         ("seeds=[1,1]", "must be distinct whole numbers"),
         ("metric=speed", "metric = 'speed': must be one of test_loss, val_loss"),
-        ("heads=5", "runs.adamw: width = 128: must be a multiple of heads = 5"),
+        ("heads=5", "all runs: width = 128: must be a multiple of heads = 5"),
         ("axis=epochs", "axis = 'epochs': must be one of tokens, samples, steps, flops, seconds"),
         ("frozen=lr", "frozen = 'lr': must be a list of settings"),
         ("frozen=[batchsize]", "frozen: 'batchsize' is an unknown setting (nearest: batch_size)"),
