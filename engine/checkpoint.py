@@ -18,6 +18,7 @@ import torch
 
 from engine import parallel
 from engine.config import Config, tables
+from engine.digest import sha256
 from engine.ledger import Line
 from engine.rundir import append_event
 
@@ -54,11 +55,6 @@ def root() -> Path:
     return Path(os.environ.get("PLUMBLINE_CHECKPOINTS") or Path(cache) / "plumbline" / "checkpoints")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Checkpoints:
     """The checkpoints of one run. Every rank makes the same calls."""
 
@@ -90,7 +86,7 @@ class Checkpoints:
             for name in ROWS:
                 if (run_directory / name).exists():
                     shutil.copyfile(run_directory / name, partial / name)
-            manifest = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
+            manifest = {p.name: sha256(p) for p in sorted(partial.iterdir())}
             (partial / "manifest.json").write_text(json.dumps({"step": step, "sha256": manifest}))
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
@@ -166,7 +162,7 @@ def _damage(path: Path) -> str | None:
     for name, digest in expected.items():
         if not (path / name).exists():
             return f"{name} is missing"
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             return f"{name} is not what was written (sha256 differs)"
     return None
 

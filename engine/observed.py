@@ -25,6 +25,7 @@ from engine import (
 from engine.config import Config
 from engine.ledger import Line
 from engine.operations import Operations
+from engine.optimizers import groups
 from engine.parallel import Ranks
 from engine.step import AUTOCAST
 
@@ -111,7 +112,8 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
     """What the optimizer's groups had at the newest step, against the schedule and what lr_rule makes of lr."""
     o, b, peak = config.optimizer, config.training.batch_size, config.peak_lr
     scale = schedule.of_step(config.schedule, steps_taken - 1, config.training.steps)
-    factor = {"matrices": o.muon_lr / o.lr} if o.optimizer == "muon" else {}
+    exact = FLOAT32 if config.compile.step_graph else 1e-9
+    factor = {groups.MATRICES: o.muon_lr / o.lr} if o.optimizer == "muon" else {}
     found = [float(group["lr"]) / factor.get(group["name"], 1.0) for group in optimizer.param_groups]
     more = "".join(f"; times {f:g} in the group {name}" for name, f in factor.items())
     rule = (
@@ -122,7 +124,7 @@ def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
         f"{peak:g}{rule}",
         " and ".join(sorted({f"{lr / scale:g}" if scale else f"{lr:g} × 0" for lr in found})),
         f"param_groups at step {steps_taken - 1}, where the schedule has {scale:g} of its peak{more}",
-        all(math.isclose(lr, peak * scale, rel_tol=FLOAT32) for lr in found),
+        all(math.isclose(lr, peak * scale, rel_tol=exact) for lr in found),
     )
 
 

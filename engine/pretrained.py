@@ -5,7 +5,6 @@ the vocabulary differ, because they mean nothing: they are left out of the sourc
 with two heads has more than a GPT has: engine/models/double_heads.py says what is done then, and so does the ledger.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch.nn as nn
 
 from engine import vocabulary
 from engine.config import Model, load
+from engine.digest import sha256
 from engine.errors import ConfigError
 from engine.ledger import Line
 from engine.models import double_heads, gpt2
@@ -92,12 +92,6 @@ def lines(model: nn.Module, settings: Model) -> list[Line]:
     if settings.init_from and not model.given_weights:
         return [Line("init_from", settings.init_from, "seeded weights", "no weights were loaded", False)]
     return model.given_weights
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def true_rows(weight: torch.Tensor, padded_to: int) -> int:

@@ -19,3 +19,29 @@ def lab(tmp_path, monkeypatch):
     if "torch._dynamo" in sys.modules:  # a run is a process, whose graphs are its own
         sys.modules["torch._dynamo"].utils.counters.clear()
     return Lab(tmp_path)
+
+
+class Interrupted(Exception):
+    """Stands for whatever stops a run."""
+
+
+@pytest.fixture
+def interrupt(lab, monkeypatch):
+    """interrupt(step, **settings): train until just before `step` (0-based), then stop; the run's directory."""
+    from engine.step import Step
+
+    def call(at: int, **settings):
+        whole = Step.__call__
+
+        def stop(self, step, micro_batches):
+            if step == at:
+                raise Interrupted
+            return whole(self, step, micro_batches)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Step, "__call__", stop)
+            with pytest.raises(Interrupted, match="^$"):
+                lab.train(**settings)
+        return lab.config(**settings).directory
+
+    return call

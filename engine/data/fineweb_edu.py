@@ -6,12 +6,12 @@ and are said to stand in for it: they lack its own columns.
 Licence: ODC-By 1.0. It must not choose or change documents: splits are by hash, in engine/data/documents.py.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.documents import Source
 from engine.data.parquet import column, columns
+from engine.digest import sha256
 from engine.errors import ConfigError
 
 NAME = "FineWeb-Edu"
@@ -32,14 +32,9 @@ def load(settings) -> Source:
         raise ConfigError("there is no .parquet file", where=f"data_dir={settings.data_dir}")
     return Source(
         lambda: (text for file in files for text in column(file, COLUMN)),
-        {"sha256_files": {file.name: _sha256(file) for file in files}},
+        {"sha256_files": {file.name: sha256(file) for file in files}},
         stands_in_for="" if all(set(columns(file)) >= OWN_COLUMNS for file in files) else NAME,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch() -> Iterator[str]:

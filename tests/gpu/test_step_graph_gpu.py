@@ -4,8 +4,6 @@ import pytest
 import torch
 from engine_runs import column, ledger, read_json
 
-from engine.trainer import Trainer
-
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
@@ -55,19 +53,10 @@ def test_a_replayed_step_is_the_step(lab, way):
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
-def test_a_resumed_run_goes_on_as_it_was(lab, monkeypatch):
+def test_a_resumed_run_goes_on_as_it_was(lab, interrupt):
     settings = {**RUN, "checkpoint_interval": 20, "step_graph": True}
     whole = lab.train(run="whole", **settings)
-    step = Trainer._one_step
-
-    def stops(trainer, batch):
-        if batch.step == 25:
-            raise InterruptedError
-        step(trainer, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(Trainer, "_one_step", stops)
-        lab.train(run="resumed", **settings)
+    interrupt(25, run="resumed", **settings)
     resumed = lab.train(run="resumed", **settings)
     assert ledger(resumed)["step_graph"]["in_effect"] == "17 of 20 steps replayed"
     for name in ("train_loss", "lr"):

@@ -241,20 +241,10 @@ def test_a_run_tells_its_counters(lab, changes):
     assert ledger(run)["adamwspam_legacy"]["in_effect"].startswith("28 counts in 14 updates, 4 resets, ")
 
 
-def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, monkeypatch):
+def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, interrupt):
     settings = {**RUN, "steps": 16, "checkpoint_interval": 5}
     whole = lab.train(run="whole", **settings)
-    call = Step.__call__
-
-    def stopped(self, step, micro_batches):
-        if step == 13:
-            raise SystemExit(1)
-        return call(self, step, micro_batches)
-
-    monkeypatch.setattr(Step, "__call__", stopped)
-    with pytest.raises(SystemExit):
-        lab.train(run="cut", **settings)
-    monkeypatch.setattr(Step, "__call__", call)
+    interrupt(13, run="cut", **settings)
     again = lab.train(run="cut", **settings)
     assert untimed(again / "steps.csv") == untimed(whole / "steps.csv")
     assert_same_weights(weights(again), weights(whole))

@@ -208,22 +208,10 @@ def test_what_cannot_be_measured_is_refused(lab):
         lab.train(attention_sequences=900)
 
 
-def test_a_resumed_run_has_every_row_once(lab, monkeypatch):
-    from engine.step import Step
-
+def test_a_resumed_run_has_every_row_once(lab, interrupt):
     settings = {**RUN, "checkpoint_interval": 3}
     whole = rows(lab.train(run="whole", **settings) / attention_metrics.FILE)
-    call = Step.__call__
-
-    def stopped(self, step, micro_batches):
-        if step == 4:
-            raise SystemExit(1)
-        return call(self, step, micro_batches)
-
-    monkeypatch.setattr(Step, "__call__", stopped)
-    with pytest.raises(SystemExit, match="1"):
-        lab.train(run="cut", **settings)
-    monkeypatch.setattr(Step, "__call__", call)
+    interrupt(4, run="cut", **settings)
     again = lab.train(run="cut", **settings)
     assert rows(again / attention_metrics.FILE) == whole and len(whole) == 3
     assert ledger(again)["attention_sequences"]["agrees"]

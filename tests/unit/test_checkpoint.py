@@ -11,7 +11,6 @@ from engine import checkpoint
 from engine.checkpoint import Checkpoints, fingerprint
 from engine.config import resolve
 from engine.parallel import Ranks
-from engine.step import Step
 
 CPU = torch.device("cpu")
 ONE = Ranks(0, 1, CPU)
@@ -34,31 +33,6 @@ VARIANTS = [
     },
     {"optimizer": "adam", "norm_placement": "post", "micro_batch_size": 2, "tie_embeddings": False},
 ]
-
-
-class Interrupted(Exception):
-    """Stands for whatever stops a run."""
-
-
-@pytest.fixture
-def interrupt(lab, monkeypatch):
-    """interrupt(step, **settings): train until just before `step` (0-based), then stop."""
-
-    def call(at: int, **settings) -> Path:
-        whole = Step.__call__
-
-        def stop(self, step, micro_batches):
-            if step == at:
-                raise Interrupted
-            return whole(self, step, micro_batches)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Step, "__call__", stop)
-            with pytest.raises(Interrupted, match="^$"):
-                lab.train(**settings)
-        return lab.config(**settings).directory
-
-    return call
 
 
 def outcome(run: Path) -> tuple:

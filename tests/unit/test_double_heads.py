@@ -300,7 +300,7 @@ def test_an_evaluation_is_the_same_in_any_batches_and_in_both_layouts(lab, tmp_p
 
 
 @pytest.mark.parametrize("changes", [{}, {"shared_context": True}], ids=str)
-def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, tmp_path, monkeypatch, changes):
+def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, tmp_path, interrupt, changes):
     write_dialogues(tmp_path / "dialogues")
     settings = {
         **TALKING,
@@ -311,17 +311,7 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, tmp_path
         "eval_interval": 2,
     }
     whole = lab.train(**settings, run="whole")
-    called = Step.__call__
-
-    def stopping(self, step, micro_batches):
-        if step == 3:
-            raise KeyboardInterrupt
-        return called(self, step, micro_batches)
-
-    with monkeypatch.context() as m:
-        m.setattr(Step, "__call__", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            lab.train(**settings, run="again")
+    interrupt(3, **settings, run="again")
     run = lab.train(**settings, run="again")
     assert events(run) == [{"event": "resumed", "step": 2}]
     for name in ("steps.csv", "evals.csv"):

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import export
+from engine.digest import sha256
 from engine.errors import ConfigError
 from engine.models import gpt2
-from engine.pretrained import load_into, sha256
+from engine.pretrained import load_into
 
 VOCABULARY = 37
 TOKENS = torch.randint(VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -299,22 +299,10 @@ def test_a_checkpoint_brings_every_state_tensor_back_bit_for_bit(tmp_path, monke
         assert all(torch.equal(v, resumed.state[q][k]) for k, v in optimizer.state[p].items())
 
 
-def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, monkeypatch):
+def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, interrupt):
     settings = {**MUON, "muon_precision": "bf16", "checkpoint_interval": 2}
     whole = lab.train(run="whole", **settings)
-    from engine.step import Step
-
-    call = Step.__call__
-
-    def stopped(self, step, micro_batches):
-        if step == 5:
-            raise SystemExit(1)
-        return call(self, step, micro_batches)
-
-    monkeypatch.setattr(Step, "__call__", stopped)
-    with pytest.raises(SystemExit):
-        lab.train(run="cut", **settings)
-    monkeypatch.setattr(Step, "__call__", call)
+    interrupt(5, run="cut", **settings)
     again = lab.train(run="cut", **settings)
     assert untimed(again / "steps.csv") == untimed(whole / "steps.csv")
     assert_same_weights(weights(again), weights(whole))

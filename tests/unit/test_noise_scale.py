@@ -104,22 +104,10 @@ def test_the_gradient_of_fused_sums_and_of_fp16_is_that_of_autograd(lab):
     assert found["fp16"] == pytest.approx(found["plain"], rel=5e-2)
 
 
-def test_a_resumed_run_has_every_row_once(lab, monkeypatch):
-    from engine.step import Step
-
+def test_a_resumed_run_has_every_row_once(lab, interrupt):
     settings = {**ON, "steps": 8, "checkpoint_interval": 3}
     whole = lab.train(run="whole", **settings)
-    call = Step.__call__
-
-    def stopped(self, step, micro_batches):
-        if step == 5:
-            raise SystemExit(1)
-        return call(self, step, micro_batches)
-
-    monkeypatch.setattr(Step, "__call__", stopped)
-    with pytest.raises(SystemExit):
-        lab.train(run="cut", **settings)
-    monkeypatch.setattr(Step, "__call__", call)
+    interrupt(5, run="cut", **settings)
     again = lab.train(run="cut", **settings)
     assert rows(again / FILE) == rows(whole / FILE) and len(rows(whole / FILE)) == 4
     assert ledger(again)["noise_scale_interval"]["agrees"]

@@ -450,22 +450,10 @@ def test_a_run_of_another_optimizer_has_no_such_columns(lab):
     assert "clipped_fraction" not in metrics and 3 < metrics["optimizer_memory_multiple"] < 3.01
 
 
-def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, monkeypatch):
+def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, interrupt):
     settings = {**SPIKY, "spam_density": 0.5, "checkpoint_interval": 2}
     whole = lab.train(run="whole", **settings)
-    from engine.step import Step
-
-    call = Step.__call__
-
-    def stopped(self, step, micro_batches):
-        if step == 5:
-            raise SystemExit(1)
-        return call(self, step, micro_batches)
-
-    monkeypatch.setattr(Step, "__call__", stopped)
-    with pytest.raises(SystemExit):
-        lab.train(run="cut", **settings)
-    monkeypatch.setattr(Step, "__call__", call)
+    interrupt(5, run="cut", **settings)
     again = lab.train(run="cut", **settings)
     assert untimed(again / "steps.csv") == untimed(whole / "steps.csv")
     assert_same_weights(weights(again), weights(whole))
