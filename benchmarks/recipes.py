@@ -22,5 +22,6 @@ CHAR = {
     "batch_size": 64,
     "precision": "bf16",
     "compile": "model",
+    "step_graph": True,
     "tf32": True,
 }

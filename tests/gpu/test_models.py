@@ -56,7 +56,9 @@ def loss_and_gradients(model) -> list[torch.Tensor]:
 def test_the_selected_kernel_runs_and_is_the_same_function(restored, form, name, kernel):
     expected = loss_and_gradients(gpt(**form, attention="manual"))
     select_attention(name, "cuda")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+    ) as profiled:
         found = loss_and_gradients(gpt(**form, attention=name))
     used = {e.name for e in profiled.events() if e.name.startswith("aten::_scaled_dot_product")}
     assert {n for n in used if "backward" not in n} == {kernel}

@@ -41,14 +41,15 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replayed_step_is_the_step(lab, way):
-    """Bit for bit but for sums in any order; other random numbers or learning rates would show much more."""
+    """But for sums in any order, which bf16 makes larger: other random numbers or learning rates would show more."""
     settings = {**RUN, **WAYS[way]}
     runs = [lab.launch(run=f"g{on}", **settings, step_graph=on) for on in (False, True)]
     lines = ledger(runs[1])
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["step_graph"]["in_effect"] == "37 of 40 steps replayed"
+    rel = {"train_loss": 2e-3, "lr": 1e-6, "activation_norm_1": 2e-3}
     for name in ("train_loss", "grad_norm", "gradient_norm_0", "gradient_norm_3", "activation_norm_1", "lr"):
-        assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=2e-3), name
+        assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=rel.get(name, 2e-2)), name
     losses = [read_json(run / "metrics.json")["val_loss"] for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 

@@ -20,6 +20,7 @@ SMALL = (
     "sample_prompt='7'",
     "precision=fp32",
     "compile=none",
+    "step_graph=false",
     "tf32=false",
     "seeds=[1]",
     "~runs.rotary",

@@ -16,6 +16,7 @@ REDUCED = (
     "warmup_steps=1",
     "budget=256",
     "precision=fp32",
+    "step_graph=false",
     "eval_interval=4",
     "eval_batch_size=4",
     "seeds=[1]",
