@@ -85,7 +85,13 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, cla
         float8.convert(model)
     if config.training.gradient_sums == "fused":
         model.gradient_sums = GradientSums(model, AUTOCAST[config.training.precision], ranks.data_size)
-    apply_activation_checkpointing(model, config.memory, width=m.width, dropout=m.dropout)
+    apply_activation_checkpointing(
+        model,
+        config.memory,
+        width=m.width,
+        dropout=m.dropout,
+        compiled=config.compile.compile != "none",
+    )
     budget = config.memory.activation_checkpointing == "budget"
     compiling.apply(model, config.compile, kept=config.memory.memory_budget if budget else 1.0)
     # Dropout draws from a stream of its own for every part of the data.

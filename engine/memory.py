@@ -16,23 +16,29 @@ from torch.utils._pytree import tree_iter
 from engine import compiling
 from engine.config import Config, Memory
 from engine.ledger import Line
+from engine.random_replay import replayed
 
 
-def apply_activation_checkpointing(model: nn.Module, settings: Memory, *, width: int, dropout: float) -> None:
+def apply_activation_checkpointing(
+    model: nn.Module, settings: Memory, *, width: int, dropout: float, compiled: bool = False
+) -> None:
     """Wrap the blocks of `model` in place as the settings ask; `budget` is the compiler's work alone.
 
-    width: of the residual stream. dropout: above 0, the recomputation replays the random state.
+    width: of the residual stream. dropout: above 0, the recomputation replays the random numbers. compiled: the
+    compiler will see to them.
     """
     mode, keep_rng = settings.activation_checkpointing, dropout > 0
     if mode == "selective":
-        keep_products_and_attention(model, width, keep_rng=keep_rng)
+        keep_products_and_attention(model, width, keep_rng=keep_rng, compiled=compiled)
     elif mode in ("full", "every_n"):
         from engine import titan
 
         titan.checkpoint_activations(model, mode, settings.checkpoint_every, keep_rng=keep_rng)
 
 
-def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool) -> None:
+def keep_products_and_attention(
+    model: nn.Module, width: int, *, keep_rng: bool, compiled: bool = False
+) -> None:
     """Selective activation checkpointing: keep what is dear to compute again, recompute the rest.
 
     Kept: every SDPA kernel's output, and every matrix product but those that end in the residual stream
@@ -50,7 +56,8 @@ def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool)
         return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     def contexts():
-        return create_selective_checkpoint_contexts(policy)
+        pair = create_selective_checkpoint_contexts(policy)
+        return replayed(pair) if keep_rng and not compiled else pair
 
     for i, block in enumerate(model.layers):
         model.layers[i] = checkpoint_wrapper(block, context_fn=contexts, preserve_rng_state=keep_rng)

@@ -290,6 +290,16 @@ def _memory(c) -> list[Check]:
             mode == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
         ),
+        *(
+            (
+                ("activation_checkpointing", name),
+                mode == "budget" and getattr(c.model, name) > 0,
+                f"activation_checkpointing = 'budget': not with {name} = {getattr(c.model, name):g}: what the "
+                "compiler computes again draws other random numbers, and gradients would be wrong (pytorch issue "
+                f"190758); set {name} = 0, or 'selective'",
+            )
+            for name in ("dropout", "embedding_dropout", "token_dropout", "output_dropout")
+        ),
     ]
 
 

@@ -15,7 +15,10 @@ from engine.ledger import Line
 # torch 2.11 and 2.13 read both; the old name wins. So both must say what was asked for.
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 EXPANDABLE = "expandable_segments:True"
+# Without it cuBLAS may split a product as it likes from call to call; torch refuses to be deterministic then.
+WORKSPACE_VARIABLE, WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+SUMS = 8
 MOST_CORES = 4096  # of one machine, for comparing the cores of several processes
 
 
@@ -32,6 +35,8 @@ def before_torch(settings: Runtime) -> None:
         if problems := _allocator_problems(settings):
             raise ConfigError(problems)
         os.environ["PYTORCH_ALLOC_CONF"] = EXPANDABLE
+    if settings.deterministic:
+        os.environ.setdefault(WORKSPACE_VARIABLE, WORKSPACE)  # a user's own is torch's to judge
     if settings.cpu_threads:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(settings.cpu_threads)))
     if settings.cpu_affinity:
@@ -47,6 +52,8 @@ def after_torch(settings: Runtime, device) -> None:
     import torch
 
     torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
 
@@ -173,6 +180,7 @@ def lines(settings: Runtime, device, collector: Collector) -> list[Line]:
     """
     return [
         _tf32(settings, device),
+        _deterministic(settings, device),
         _allocator(settings, device),
         _threads(settings),
         _affinity(settings, device),
@@ -200,6 +208,28 @@ def rounds_products(device) -> bool:
 
     x = torch.full((1024, 1024), 1 + 2.0**-12, device=device)  # fp32 holds it exactly, TF32 makes it 1
     return bool((x @ torch.eye(1024, device=device) != x).any())
+
+
+def _deterministic(settings: Runtime, device) -> Line:
+    import torch
+
+    on = torch.are_deterministic_algorithms_enabled()
+    how, agrees = "torch.are_deterministic_algorithms_enabled()", on == settings.deterministic
+    if settings.deterministic and device.type == "cuda":
+        same = sums_in_one_order(device)
+        how += f"; a sum of many numbers, taken {SUMS} times, {'was always the same' if same else 'differed'}"
+        agrees = agrees and same
+    return Line("deterministic", str(settings.deterministic), str(on), how, agrees)
+
+
+def sums_in_one_order(device) -> bool:
+    """Whether fp32 numbers that are added at the same place have the same sum each time."""
+    import torch
+
+    x = torch.linspace(0, 1, 2**20, device=device).sin()
+    places = torch.zeros(len(x), dtype=torch.long, device=device)
+    sums = [torch.zeros(1, device=device).index_add_(0, places, x) for _ in range(SUMS)]
+    return all(torch.equal(one, sums[0]) for one in sums)
 
 
 def _allocator(settings: Runtime, device) -> Line:

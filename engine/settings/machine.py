@@ -107,6 +107,9 @@ class Compile:
 @dataclass(frozen=True)
 class Runtime:
     tf32: bool = setting(False, "fp32 matrix products on a GPU may round their inputs to TF32")
+    deterministic: bool = setting(
+        False, "sums in one order, so that the same run again has the same bits; slower on a GPU"
+    )
     allocator: str = setting(
         "default",
         "CUDA's memory allocator; expandable segments waste less",

@@ -13,6 +13,7 @@ from engine_runs import column, ledger, read_json
 from engine import compiling, memory
 from engine.compiling import Proof
 from engine.config import Compile, resolve
+from engine.errors import ConfigError
 from engine.operations import Operations
 
 CAN_COMPILE = (
@@ -47,6 +48,16 @@ def test_a_budget_that_the_compiler_was_not_given():
         with torch._functorch.config.patch(activation_memory_budget=budget):
             (line,) = memory.lines(config, seen, measured)
         assert line.agrees == (budget == 0.3) and line.in_effect == f"a budget of {budget:g}"
+
+
+@pytest.mark.parametrize("name", ["dropout", "token_dropout", "output_dropout"])
+def test_a_budget_is_refused_with_dropout(name):
+    """The compiler would recompute it with other masks than the loss had."""
+    message = (
+        f"activation_checkpointing = 'budget': not with {name} = 0.1: what the compiler computes again draws"
+    )
+    with pytest.raises(ConfigError, match=message):
+        resolve({"compile": "blocks", **BUDGET, name: 0.1}, "test")
 
 
 def test_a_run_fails_when_compiling_is_switched_off_from_outside(lab, monkeypatch):

@@ -70,19 +70,21 @@ def test_threads_and_the_allocator_are_set_before_torch_is_imported():
     result = in_process(
         """
 import sys
-settings = Runtime(cpu_threads=2, allocator="expandable_segments")
+settings = Runtime(cpu_threads=2, allocator="expandable_segments", deterministic=True)
 runtime.before_torch(settings)
 early = "torch" in sys.modules
 import torch
 threads = torch.get_num_threads()
 runtime.after_torch(settings, torch.device("cpu"))
 lines = runtime.lines(settings, torch.device("cpu"), runtime.Collector(0))
-result = [early, threads, os.environ["PYTORCH_ALLOC_CONF"], {x.what: [x.in_effect, x.agrees] for x in lines}]
+variables = [os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG")]
+result = [early, threads, variables, {x.what: [x.in_effect, x.agrees] for x in lines}]
 """,
         OMP_NUM_THREADS="1",
     )
-    early, threads, allocator, lines = result
-    assert not early and threads == 2 and allocator == EXPANDABLE
+    early, threads, variables, lines = result
+    assert not early and threads == 2 and variables == [EXPANDABLE, ":4096:8"]
+    assert lines["deterministic"] == ["True", True]
     assert lines["cpu_threads"] == ["2", True]
     assert lines["allocator"] == ["cpu", False]  # it would have done nothing; `check` refuses it before
 
@@ -199,6 +201,18 @@ def test_the_ledger_sees_tf32_switched_behind_its_back(precision):
     runtime.after_torch(Runtime(), CPU)
     torch.set_float32_matmul_precision("high")
     assert not line("tf32", Runtime()).agrees
+
+
+def test_the_order_of_sums_is_set_and_observed(precision):
+    try:
+        runtime.after_torch(Runtime(deterministic=True), CPU)
+        assert line("deterministic", Runtime(deterministic=True)).agrees
+        assert not line("deterministic", Runtime()).agrees
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            torch.zeros(2).put_(torch.zeros(1, dtype=torch.long), torch.ones(1))
+    finally:
+        runtime.after_torch(Runtime(), CPU)
+    assert line("deterministic", Runtime()).agrees and runtime.sums_in_one_order(CPU)
 
 
 def test_a_product_on_the_cpu_rounds_nothing():

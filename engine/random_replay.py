@@ -1,0 +1,52 @@
+"""Random numbers of a recomputation that leaves operations out.
+
+Checkpointing sets the random state back to the block's start before it computes the block again. Selective
+checkpointing leaves out what it kept; if that drew random numbers, as attention with dropout does, whatever draws
+after it would get others than in the forward pass, and gradients would be those of another mask.
+"""
+
+import contextlib
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class RandomStates(TorchDispatchMode):
+    """Notes the generator's state before each random operation in `states`; or, if it `replays`, sets it to them."""
+
+    def __init__(self, states: list[torch.Tensor], *, replays: bool):
+        super().__init__()
+        self._states, self._replays, self._seen = states, replays, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded in getattr(function, "tags", ()):
+            generator = _generator(next(x.device for x in args if isinstance(x, torch.Tensor)))
+            if self._replays:
+                generator.set_state(self._states[self._seen])
+                self._seen += 1
+            else:
+                self._states.append(generator.get_state())
+        return function(*args, **(kwargs or {}))
+
+
+def replayed(contexts: tuple) -> tuple:
+    """The contexts of a block's forward pass and of its recomputation, with the same random numbers in both.
+
+    The states are noted outside of what leaves operations out, so that both passes see the same operations.
+    """
+    states: list[torch.Tensor] = []
+    return tuple(
+        _inside(context, RandomStates(states, replays=replays))
+        for context, replays in zip(contexts, (False, True), strict=True)
+    )
+
+
+@contextlib.contextmanager
+def _inside(outer, inner):
+    with outer, inner:
+        yield
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """The one that operations on `device` draw from."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator

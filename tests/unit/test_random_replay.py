@@ -1,0 +1,86 @@
+"""Selective checkpointing that keeps an operation which draws random numbers: the same masks, so the same gradients.
+
+On a GPU that operation is an SDPA kernel with dropout (tests/gpu/test_gpu.py); on a CPU no kept one draws, so one is
+made here.
+"""
+
+import torch
+from torch import nn
+
+from engine import memory
+from engine.config import Memory
+from engine.memory import apply_activation_checkpointing
+
+
+@torch.library.custom_op("plumbline_test::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def draw(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` where a coin says so, and the coins."""
+    coins = (torch.rand_like(x) < 0.5).to(x.dtype)
+    return x * coins, coins
+
+
+draw.register_autograd(
+    lambda ctx, dy, _: dy * ctx.saved_tensors[0],
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output[1]),
+)
+
+
+class Block(nn.Module):
+    """Draws by an operation that is kept, and then by two that are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 64))
+
+    def forward(self, x):
+        x = nn.functional.dropout(x * self.weight, 0.5)
+        kept, _ = draw(x.exp())
+        return nn.functional.dropout(kept.tanh() * self.weight, 0.5) + x
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x):
+        for block in self.layers:
+            x = block(x)
+        return x.sum()
+
+
+def trained(mode: str, monkeypatch, *, dropout: float = 0.5) -> tuple[list[torch.Tensor], int]:
+    """Losses and gradients of two steps, and how often the kept operation drew."""
+    drawn = []
+    monkeypatch.setattr(memory, "kept_operations", lambda: ({}, {torch.ops.plumbline_test.draw.default}))
+    model = Model()
+    apply_activation_checkpointing(model, Memory(activation_checkpointing=mode), width=64, dropout=dropout)
+    torch.manual_seed(1)
+    found = []
+    for _ in range(2):
+        loss = model(torch.ones(4, 64))
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+        ) as again:
+            loss.backward()
+        drawn += [e for e in again.events() if e.name == "aten::rand_like"]
+        found += [loss.detach(), *(block.weight.grad.clone() for block in model.layers)]
+    return found, len(drawn)
+
+
+def test_gradients_are_those_of_the_masks_of_the_forward_pass(monkeypatch):
+    expected, _ = trained("none", monkeypatch)
+    whole, again = trained("full", monkeypatch)
+    found, kept = trained("selective", monkeypatch)
+    assert again == 2 * 3 and kept == 0  # so that a state that nobody replays would be three draws behind
+    for one, other in ((found, expected), (whole, expected)):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_without_replay_they_would_not_be(monkeypatch):
+    """What this is for: the second dropout of each block would have the mask of the kept operation."""
+    monkeypatch.setattr(memory, "replayed", lambda pair: pair)
+    expected, _ = trained("none", monkeypatch)
+    found, _ = trained("selective", monkeypatch)
+    assert torch.equal(found[0], expected[0])
+    assert not torch.equal(found[3], expected[3])
