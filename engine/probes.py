@@ -8,6 +8,7 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -79,15 +80,18 @@ class Recorder:
         counters: tuple[str, ...] = (),
         parts: tuple[str, ...] = (),
         sees_memory: bool = True,
+        recorded_bytes: Callable[[], int] = int,
     ):
         """targets_per_sample, context: targets and tokens of one sample; a step's targets are what is counted.
 
         counters: what the optimizer counts in an update. parts: names of the parts of the loss, if it has several.
-        sees_memory: False where CUDA graphs hold tensors that the allocator does not count."""
+        sees_memory: False where CUDA graphs hold tensors that the allocator does not count. recorded_bytes: where
+        the peak of such a graph is known, its bytes."""
         self.clock, self.device, self.batch_tokens = StepClock(device), device, batch_tokens
         self.targets_per_sample, self.context = targets_per_sample, context
         self.distinct_share = 1.0  # of the samples that all ranks drew
         self._sees_memory = sees_memory and device.type == "cuda"
+        self._recorded_bytes = recorded_bytes
         self.more_columns = [f"activation_norm_{i}" for i in norm_layers]
         self.more_columns += [f"gradient_norm_{i}" for i in gradient_layers]
         self.more_columns += counters
@@ -124,7 +128,7 @@ class Recorder:
         """Note the step that ends now. Its numbers are on their way to the host; nothing waits for them."""
         peak = None
         if self._sees_memory:
-            peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+            peak = max(torch.cuda.max_memory_allocated(self.device), self._recorded_bytes()) / 2**30
             torch.cuda.reset_peak_memory_stats(self.device)
         names = ("train_loss", "grad_norm", "targets")
         more = [measured[n] for n in ("activation_norms", "gradient_norms", "counters")]

@@ -28,6 +28,9 @@ class StepGraph:
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graph: torch.cuda.CUDAGraph | None = None
         self.eager = self.replays = 0  # steps so far
+        self.peak_bytes = (
+            0  # of tensors in a replayed step, which the allocator counts only while it is recorded
+        )
         self.set_rates([group["lr"] for group in optimizer.param_groups])
 
     def set_rates(self, rates: list[float]) -> None:
@@ -54,6 +57,7 @@ class StepGraph:
         self._graph = torch.cuda.CUDAGraph()
         with _capturable(self._optimizer), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._measured = self._compute(self._batches)
+        self.peak_bytes = torch.cuda.max_memory_allocated()
 
 
 @contextlib.contextmanager

@@ -253,7 +253,8 @@ class Trainer:
                 gradient_layers=self.config.logging.gradient_norm_layers,
                 counters=counters.names(self.optimizer),
                 parts=self.step.objective.PARTS,
-                sees_memory=not (compiling.keeps_gradients(self.config.compile) or self.step.graph),
+                sees_memory=not compiling.keeps_gradients(self.config.compile),
+                recorded_bytes=lambda: self.step.graph.peak_bytes if self.step.graph else 0,
             )
         return done
 

@@ -50,6 +50,8 @@ def test_a_replayed_step_is_the_step(lab, way):
     rel = {"train_loss": 2e-3, "lr": 1e-6, "activation_norm_1": 2e-3}
     for name in ("train_loss", "grad_norm", "gradient_norm_0", "gradient_norm_3", "activation_norm_1", "lr"):
         assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=rel.get(name, 2e-2)), name
+    peaks = [column(run, "peak_memory_gib") for run in runs]
+    assert min(peaks[1][4:]) == max(peaks[1][4:]) > 0.9 * max(peaks[0][4:])  # the recorded step's own
     losses = [read_json(run / "metrics.json")["val_loss"] for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
