@@ -14,7 +14,6 @@ those of all kinds of attention; a module of attention says what they are (`look
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -24,10 +23,9 @@ from engine.config import Config
 from engine.errors import ConfigError
 from engine.head_snr import head_snr
 from engine.ledger import Line
-from engine.rundir import Table
+from engine.side_table import SideTable
 from engine.step import autocast
 
-FILE = "attention.csv"
 WHAT = ("entropy", "reciprocity", "weakest_head", "weakest_head_snr")
 
 
@@ -62,13 +60,18 @@ class Layer:
         }
 
 
-class AttentionMetrics:
-    """Measures one run. Every rank makes the same calls, and the first keeps the rows."""
+class AttentionMetrics(SideTable):
+    """Measures one run. Every rank makes the same calls, and the first writes the rows."""
+
+    FILE = "attention.csv"
 
     def __init__(self, config: Config, validation, ranks: parallel.Ranks):
         """validation: the tokens of that split. Raises ConfigError where there are too few for the sequences."""
         self.config, self.ranks, self.count = config, ranks, config.logging.attention_sequences
         self.measured = 0  # evaluations, in this process
+        self.columns = ["step", "tokens_seen"]
+        self.columns += [f"{what}_{i}" for what in WHAT for i in range(config.model.layers)]
+        self._rows: list[dict] = []
         if not self.count:
             return
         length = config.model.context
@@ -80,16 +83,18 @@ class AttentionMetrics:
         sample = torch.as_tensor(validation[: self.count * length].astype("int64"))
         self.sample = sample.view(self.count, length)
 
-    def table(self, directory: Path) -> Table:
-        """The run's file."""
-        layers = range(self.config.model.layers)
-        return Table(
-            directory / FILE, ["step", "tokens_seen", *(f"{what}_{i}" for what in WHAT for i in layers)]
-        )
+    def take_rows(self) -> list[dict]:
+        rows, self._rows = self._rows, []
+        return rows
 
-    def measure(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float | None]:
-        """One row of the file, but for where it is in the run; `model` as the run has it, spread and compiled."""
-        self.measured += 1
+    def note(self, step: int, tokens_seen: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Measure `model`, as the run has it, spread and compiled, for a row of `step`."""
+        if self.count:
+            self.measured += 1
+            where = {"step": step, "tokens_seen": tokens_seen}
+            self._rows.append(where | self._measure(model, optimizer))
+
+    def _measure(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float | None]:
         inner, was_training = parallel.unwrapped(model), model.training
         layers = [Layer(self.config.logging.reciprocity_window) for _ in inner.layers]
         model.eval()

@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 
 from engine import parallel
+from engine.attention_metrics import AttentionMetrics
 from engine.config import Config, tables
 from engine.digest import sha256
 from engine.ledger import Line
+from engine.noise_scale import NoiseScale
+from engine.pruning.sparsity import Sparsity
 from engine.rundir import append_event
 
 KEPT = 2  # checkpoints of a run on disk: the newest, and one more in case it is damaged
@@ -28,9 +31,7 @@ ROWS = (
     "evals.csv",
     "events.jsonl",
     "samples.jsonl",
-    "noise_scale.csv",
-    "attention.csv",
-    "sparsity.csv",
+    *(beside.FILE for beside in (NoiseScale, AttentionMetrics, Sparsity)),
 )  # what the run directory must hold again after a restart
 
 

@@ -13,15 +13,13 @@ run that measures ends with the same bits as one that does not.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from engine.ledger import Line
-from engine.rundir import Table
+from engine.side_table import SideTable
 from engine.step import Step
 
-FILE = "noise_scale.csv"
 COLUMNS = [
     "step",
     "tokens_seen",
@@ -52,8 +50,10 @@ def estimates(small: Sequence[float], large: float, b: int, B: int) -> dict[str,
     }
 
 
-class NoiseScale:
-    """Measures one run's gradients at every n-th step, and keeps the rows of `FILE` until they are written."""
+class NoiseScale(SideTable):
+    """Measures one run's gradients at every n-th step, and keeps the rows until they are written."""
+
+    FILE, columns = "noise_scale.csv", COLUMNS
 
     def __init__(self, step: Step, interval: int, large_batch: int):
         """interval: n; 0: never."""
@@ -76,15 +76,9 @@ class NoiseScale:
         """Note a measured step, whose own gradient had this norm; the device is not waited for."""
         self._rows.append((number, tokens_seen, squares, grad_norm))
 
-    def write(self, directory: Path) -> None:
-        """Append what was noted to the run's file; waits for the device."""
-        if self._rows:
-            Table(directory / FILE, COLUMNS).append([self._row(*one) for one in self._rows])
-            self._rows = []
-
-    def tables(self, directory: Path) -> list[Table]:
-        """The run's file, where there is one."""
-        return [Table(directory / FILE, COLUMNS)] if (directory / FILE).exists() else []
+    def take_rows(self) -> list[dict]:
+        rows, self._rows = [self._row(*one) for one in self._rows], []
+        return rows
 
     def _row(self, number: int, tokens_seen: int, squares: torch.Tensor, grad_norm: torch.Tensor) -> dict:
         small, large = squares.tolist(), grad_norm.item() ** 2

@@ -15,12 +15,11 @@ def diverged(run, end: Diverged) -> None:
     if run.ranks.is_first:
         run.recorder.flush()
         run.monitor.write(run.directory, end.step)
-        run.noise.write(run.directory)
-        run.sparsity.write(run.directory)
-        looked = [run.attention.table(run.directory)] if run.attention.count else []
-        more = (*run.noise.tables(run.directory), *run.sparsity.tables(run.directory), *looked)
-        for table in (run.recorder.table, run.evals, *more):
+        run.write_beside()
+        for table in (run.recorder.table, run.evals):
             table.cut(end.step)
+        for beside in run.beside:
+            beside.cut(run.directory, end.step)
         rundir.cut_samples(run.directory, end.step)
         outcome = {"step": end.step, "reason": end.reason}
         rundir.append_event(run.directory, "diverged", **outcome)
@@ -41,9 +40,8 @@ def complete(run) -> None:
         _save_model(run)
         run.sparsity.finish()
     if run.ranks.is_first:
-        run.noise.write(run.directory)
         run.monitor.write(run.directory)
-        run.sparsity.write(run.directory)
+        run.write_beside()
         metrics = _summary(run, data_order)
     figures, lines = latency.of_run(run)
     run.ledger += lines + scaling.probe(run)

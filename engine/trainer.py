@@ -113,6 +113,7 @@ class Trainer:
         )
         self.average = averaging.Average(self.model, t.average_decay)
         self.noise = NoiseScale(self.step, config.logging.noise_scale_interval, t.batch_size)
+        self.beside = (self.noise, self.sparsity, self.attention)
         self.memory = StepMemory(
             parallel.unwrapped(self.model),
             self.optimizer,
@@ -186,7 +187,7 @@ class Trainer:
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"), self.average.in_place():
                 self._evaluate(step)
-                self._look_at_attention(step)
+                self.attention.note(step, self.tokens_seen(step), self.model, self.optimizer)
                 if self.sampler:
                     self._sample(step)
         if self._checkpoint_due(step):
@@ -346,6 +347,11 @@ class Trainer:
         self.write_ledger()
         return measured
 
+    def write_beside(self) -> None:
+        """Write the rows of what is measured beside the steps."""
+        for table in self.beside:
+            table.write(self.directory)
+
     def write_ledger(self) -> None:
         """As things are now; every rank must call this."""
         self.ledger = observed.of_run(self.config, self.seen, self)
@@ -408,14 +414,6 @@ class Trainer:
                 **{name: round(value, 4) for name, value in found.items()},
             )
 
-    def _look_at_attention(self, step: int) -> None:
-        if not self.attention.count:
-            return
-        found = self.attention.measure(self.model, self.optimizer)
-        if self.ranks.is_first:
-            where = {"step": step, "tokens_seen": self.tokens_seen(step)}
-            self.attention.table(self.directory).append([where | found])
-
     def _sample(self, step: int) -> None:
         weights = outcome.full_weights(self.model)
         if self.ranks.is_first:
@@ -424,6 +422,5 @@ class Trainer:
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:
             self.recorder.flush()
-            self.noise.write(self.directory)
-            self.sparsity.write(self.directory)
+            self.write_beside()
         self.checkpoints.save(step + 1, self.model, self.optimizer, self.directory, self.stateful)

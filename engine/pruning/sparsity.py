@@ -16,15 +16,17 @@ from engine.pruning.masks import Pruner
 from engine.pruning.ramp import pruned_counts
 from engine.pruning.scores import definition
 from engine.rundir import Table
+from engine.side_table import SideTable
 
-FILE = "sparsity.csv"
 COLUMNS = ["step", "tokens_seen", "target", "sparsity", "zeros", "masked"]
 SAMPLED_ERROR = 0.005  # of a share: how far a sampled threshold may miss, and still count as at its target
 BY_CHANCE = 1e-6  # of all weights: an update may come out at exactly 0
 
 
-class Sparsity:
+class Sparsity(SideTable):
     """Measures one run. Every rank makes the same calls."""
+
+    FILE, columns = "sparsity.csv", COLUMNS
 
     def __init__(self, pruner: Pruner, tokens_seen: Callable[[int], int]):
         """tokens_seen: of a step, the tokens trained on up to its end."""
@@ -45,8 +47,7 @@ class Sparsity:
             masked = p.shards.summed(torch.stack([(~mask).sum() for mask in p.masks]).sum())
             self._rows[step] = torch.stack([self.zeros().sum(), masked])
 
-    def write(self, directory: Path) -> None:
-        """Append what was noted to the run's file; waits for the device."""
+    def take_rows(self) -> list[dict]:
         p, total = self.pruner, sum(self.pruner.sizes)
         rows = []
         for step, counted in self._rows.items():
@@ -55,13 +56,7 @@ class Sparsity:
             row = {"step": step, "tokens_seen": self._tokens_seen(step), "target": target}
             rows.append({**row, "sparsity": count / total, "zeros": count, "masked": masked})
         self._rows = {}
-        if rows:
-            Table(directory / FILE, COLUMNS).append(rows)
-
-    def tables(self, directory: Path) -> list[Table]:
-        """The run's table, if there is one, for cutting it."""
-        path = directory / FILE
-        return [Table(path, COLUMNS)] if path.exists() else []
+        return rows
 
     def enough(self) -> int:
         """Zeros from which the run is at its final sparsity."""
@@ -77,10 +72,10 @@ class Sparsity:
         p = self.pruner
         if not p.tensors:
             return {}
-        rows = Table(directory / FILE, COLUMNS).read()
+        rows = Table(directory / self.FILE, COLUMNS).read()
         found, zeros = {int(row["step"]): int(row["zeros"]) for row in rows}, self.final
         if missing := [row["step"] for row in evals if int(row["step"]) not in found]:
-            raise RuntimeError(f"{FILE}: no sparsity of the evaluation at step {missing[0]}")
+            raise RuntimeError(f"{self.FILE}: no sparsity of the evaluation at step {missing[0]}")
         at_target = [float(row["val_loss"]) for row in evals if found[int(row["step"])] >= self.enough()]
         total, count = sum(p.sizes), sum(zeros.values())
         name, version, formula = definition(p.method, p.settings.pruning_score)

@@ -8,7 +8,7 @@ from engine_runs import Lab, assert_same_weights, column, events, ledger, read_j
 from test_same_as_one_process import HYBRID, RUN, SHARDED, SPLIT, assert_same_numbers, forked
 
 from engine import plan
-from engine.noise_scale import FILE
+from engine.noise_scale import NoiseScale
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +109,7 @@ def test_an_interrupted_sharded_run_of_muon_ends_bit_for_bit_like_one_that_was_n
 
 
 def numbers(run) -> list[dict[str, float]]:
-    return [{k: float(v) for k, v in row.items()} for row in rows(run / FILE)]
+    return [{k: float(v) for k, v in row.items()} for row in rows(run / NoiseScale.FILE)]
 
 
 @pytest.mark.parametrize("way", NOISE_WAYS)

@@ -7,7 +7,7 @@ from test_low_precision_gpu import no_waiting, no_warning_of_the_mode
 
 from engine.config import Optimizer
 from engine.guards import step_unless
-from engine.noise_scale import FILE
+from engine.noise_scale import NoiseScale
 from engine.optimizers import groups, muon
 
 pytestmark = [
@@ -104,7 +104,7 @@ def test_measuring_the_noise_scale_leaves_the_run_alone(lab, changes):
     runs = [lab.launch(run=f"n{n}", **{**settings, "noise_scale_interval": n}) for n in (0, 3)]
     losses = [column(run, "train_loss") for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=2e-4)
-    found = rows(runs[1] / FILE)
+    found = rows(runs[1] / NoiseScale.FILE)
     assert [row["step"] for row in found] == ["2", "5", "8"]
     assert all(0.2 < float(row["coherence"]) < 1.01 for row in found)
 
@@ -119,5 +119,5 @@ def test_two_gpus_train_what_one_does(lab, way):
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     for name in ("train_loss", "grad_norm", *(f"gradient_norm_{i}" for i in range(3))):
         assert column(two, name) == pytest.approx(column(one, name), rel=5e-3), name
-    large = [[float(row["large_square_norm"]) for row in rows(run / FILE)] for run in (one, two)]
+    large = [[float(row["large_square_norm"]) for row in rows(run / NoiseScale.FILE)] for run in (one, two)]
     assert large[1] == pytest.approx(large[0], rel=1e-2)

@@ -170,10 +170,10 @@ RUN = {"eval_interval": 2, "attention_sequences": 3, "reciprocity_window": 4}
 def test_a_run_leaves_a_row_at_each_evaluation_and_trains_as_without(lab, kind):
     plain = lab.train(**KINDS[kind], eval_interval=2)
     losses = [row["train_loss"] for row in rows(plain / "steps.csv")]
-    assert not (plain / attention_metrics.FILE).exists()
+    assert not (plain / attention_metrics.AttentionMetrics.FILE).exists()
     run = lab.train(**KINDS[kind], **RUN)
     assert [row["train_loss"] for row in rows(run / "steps.csv")] == losses
-    found = rows(run / attention_metrics.FILE)
+    found = rows(run / attention_metrics.AttentionMetrics.FILE)
     assert (
         [row["step"] for row in found] == [row["step"] for row in rows(run / "evals.csv")] == ["1", "3", "5"]
     )
@@ -188,13 +188,13 @@ def test_a_run_leaves_a_row_at_each_evaluation_and_trains_as_without(lab, kind):
 
 def test_a_compiled_run_is_looked_at_uncompiled_and_compiles_nothing_more(lab, recwarn):
     run = lab.train(**RUN, compile="blocks", activation_checkpointing="full")
-    assert len(rows(run / attention_metrics.FILE)) == 3
+    assert len(rows(run / attention_metrics.AttentionMetrics.FILE)) == 3
     assert "0 recompiles" in ledger(run)["compile"]["in_effect"]
 
 
 def test_moments_that_an_optimizer_does_not_keep_leave_cells_empty(lab):
     run = lab.train(**RUN, optimizer="sgd", lr=0.1)
-    assert {row["weakest_head_0"] for row in rows(run / attention_metrics.FILE)} == {""}
+    assert {row["weakest_head_0"] for row in rows(run / attention_metrics.AttentionMetrics.FILE)} == {""}
 
 
 def test_what_cannot_be_measured_is_refused(lab):
@@ -210,21 +210,21 @@ def test_what_cannot_be_measured_is_refused(lab):
 
 def test_a_resumed_run_has_every_row_once(lab, interrupt):
     settings = {**RUN, "checkpoint_interval": 3}
-    whole = rows(lab.train(run="whole", **settings) / attention_metrics.FILE)
+    whole = rows(lab.train(run="whole", **settings) / attention_metrics.AttentionMetrics.FILE)
     interrupt(4, run="cut", **settings)
     again = lab.train(run="cut", **settings)
-    assert rows(again / attention_metrics.FILE) == whole and len(whole) == 3
+    assert rows(again / attention_metrics.AttentionMetrics.FILE) == whole and len(whole) == 3
     assert ledger(again)["attention_sequences"]["agrees"]
 
 
 def test_heads_that_are_pruned_away_are_not_the_weakest(lab, monkeypatch):
     turns = itertools.cycle([torch.tensor([math.nan, 2.0]), torch.tensor([math.nan, math.nan])])
     monkeypatch.setattr(attention_metrics, "head_snr", lambda *_: next(turns))
-    row = rows(lab.train(**RUN) / attention_metrics.FILE)[0]
+    row = rows(lab.train(**RUN) / attention_metrics.AttentionMetrics.FILE)[0]
     assert (row["weakest_head_0"], row["weakest_head_snr_0"]) == ("1", "2.0")
     assert (row["weakest_head_1"], row["weakest_head_snr_1"]) == ("", "")
 
 
 def test_a_pruned_run_has_heads_that_stand_out(lab):
     run = lab.train(**RUN, pruning="state", sparsity=0.9, pruning_interval=1, pruning_hold=3, steps=8)
-    assert float(rows(run / attention_metrics.FILE)[-1]["weakest_head_snr_0"]) > 1e-3
+    assert float(rows(run / attention_metrics.AttentionMetrics.FILE)[-1]["weakest_head_snr_0"]) > 1e-3

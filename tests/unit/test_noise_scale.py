@@ -8,13 +8,13 @@ from engine_runs import assert_same_weights, column, ledger, read_json, rows, un
 
 from engine.config import resolve
 from engine.errors import ConfigError
-from engine.noise_scale import FILE, NoiseScale, estimates
+from engine.noise_scale import NoiseScale, estimates
 
 ON = {"batch_size": 8, "micro_batch_size": 2, "noise_scale_interval": 2}
 
 
 def values(run, name: str) -> list[float]:
-    return [float(row[name]) for row in rows(run / FILE)]
+    return [float(row[name]) for row in rows(run / NoiseScale.FILE)]
 
 
 def test_the_estimates_by_hand():
@@ -88,7 +88,7 @@ def test_measuring_changes_no_bit_of_the_run(lab, changes):
     assert_same_weights(weights(runs[0]), weights(runs[1]))
     assert [what for what, line in ledger(runs[1]).items() if not line["agrees"]] == []
     assert ledger(runs[1])["noise_scale_interval"]["in_effect"] == "3 steps measured"
-    assert not (runs[0] / FILE).exists() and "noise_scale_interval" not in ledger(runs[0])
+    assert not (runs[0] / NoiseScale.FILE).exists() and "noise_scale_interval" not in ledger(runs[0])
     assert "noise_scale_seconds" in read_json(runs[1] / "metrics.json")
     assert all(0.2 < c < 1.0001 for c in values(runs[1], "coherence"))
 
@@ -109,7 +109,7 @@ def test_a_resumed_run_has_every_row_once(lab, interrupt):
     whole = lab.train(run="whole", **settings)
     interrupt(5, run="cut", **settings)
     again = lab.train(run="cut", **settings)
-    assert rows(again / FILE) == rows(whole / FILE) and len(rows(whole / FILE)) == 4
+    assert rows(again / NoiseScale.FILE) == rows(whole / NoiseScale.FILE) and len(rows(whole / NoiseScale.FILE)) == 4
     assert ledger(again)["noise_scale_interval"]["agrees"]
 
 
