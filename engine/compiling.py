@@ -9,7 +9,7 @@ import torch.nn as nn
 
 from engine.config import Compile
 from engine.ledger import Line
-from engine.rules import CUDA_GRAPH_MODES
+from engine.rules.machine import CUDA_GRAPH_MODES
 
 
 @dataclass(frozen=True)

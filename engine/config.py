@@ -2,7 +2,7 @@
 
 This module imports no torch, so that a mistake is reported in a fraction of a second. It must not read the
 environment or the hardware, and must never change a value: a value is taken as given or refused. Rules between
-settings are in engine/rules.py.
+settings are in engine/rules.
 """
 
 import dataclasses

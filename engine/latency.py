@@ -29,7 +29,7 @@ from engine.generate import open_run
 from engine.ledger import Line
 from engine.models.attention import Cache, kernel_problems, select_attention
 from engine.operations import Operations
-from engine.rules import latency_problems
+from engine.rules.kept import latency_problems
 from engine.rundir import write_json
 from engine.scaling import no_garbage
 from engine.step import AUTOCAST, autocast

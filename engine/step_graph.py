@@ -90,7 +90,7 @@ def lines(graph: StepGraph | None, wanted: bool, steps: int) -> list[Line]:
 
 
 def check(wanted: bool, device_type: str, world_size: int) -> list[str]:
-    """Problems that show once device and processes are known; those between settings are in engine/rules.py."""
+    """Problems that show once device and processes are known; those between settings are in engine/rules."""
     if not wanted:
         return []
     if device_type != "cuda":

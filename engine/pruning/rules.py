@@ -1,10 +1,9 @@
-"""Rules between the settings of pruning and others, as engine/rules.py has them. It imports no torch."""
+"""Rules between the settings of pruning and others, as engine/rules has them. It imports no torch."""
 
 from engine.optimizers import ADAM_MOMENTS
 from engine.pruning import SIGNED_METHODS
 from engine.pruning.scores import SIGNED
-
-Check = tuple[tuple[str, ...], bool, str]  # (settings that decide it, is broken, message)
+from engine.rules.check import Check
 
 
 def checks(c) -> list[Check]:

@@ -236,7 +236,7 @@ def test_a_study_that_measured_none_of_them_says_and_draws_nothing(tmp_path):
 
 def test_what_a_run_writes_is_what_is_read(lab, monkeypatch):
     """A real run's files, by the reader of results."""
-    monkeypatch.setattr("engine.rules.SHORTEST_INTERVAL", 0.0)
+    monkeypatch.setattr("engine.rules.kept.SHORTEST_INTERVAL", 0.0)
     monkeypatch.setattr("engine.latency.RUNS", 2)
     home = lab.train(attention_sequences=2, monitor_interval=0.002, latency_lengths=[8, 16], steps=30)
     config = {"latency_lengths": [8, 16]}

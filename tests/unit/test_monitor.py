@@ -220,7 +220,7 @@ def test_the_ledger_says_what_was_not_sampled():
 
 
 def test_a_run_is_sampled_and_trains_as_without(lab, monkeypatch):
-    monkeypatch.setattr("engine.rules.SHORTEST_INTERVAL", 0.0)
+    monkeypatch.setattr("engine.rules.kept.SHORTEST_INTERVAL", 0.0)
     settings = {"steps": 60, "dropout": 0.1}
     plain = lab.train(run="plain", **settings)
     run = lab.train(run="watched", monitor_interval=0.002, **settings)

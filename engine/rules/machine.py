@@ -1,0 +1,118 @@
+"""Rules between the settings of memory, compiling, CUDA graphs and who sums gradients."""
+
+from engine.optimizers import RECORDED
+from engine.rules.check import Check
+
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
+
+
+def checks(c) -> list[Check]:
+    """The rules of this file, for a Config."""
+    return [*_memory(c), *_gradient_sums(c), *_step_graph(c)]
+
+
+def _memory(c) -> list[Check]:
+    mode, every = c.memory.activation_checkpointing, c.memory.checkpoint_every
+    return [
+        (
+            ("checkpoint_every", "layers", "activation_checkpointing"),
+            mode == "every_n" and every > c.model.layers,
+            f"checkpoint_every = {every}: must be ≤ layers = {c.model.layers}",
+        ),
+        (
+            ("activation_checkpointing", "compile"),
+            mode == "budget" and c.compile.compile == "none",
+            "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
+        ),
+        *(
+            (
+                ("activation_checkpointing", name),
+                mode == "budget" and getattr(c.model, name) > 0,
+                f"activation_checkpointing = 'budget': not with {name} = {getattr(c.model, name):g}: what the "
+                "compiler computes again draws other random numbers, and gradients would be wrong (pytorch issue "
+                f"190758); set {name} = 0, or 'selective'",
+            )
+            for name in ("dropout", "embedding_dropout", "token_dropout", "output_dropout")
+        ),
+    ]
+
+
+def _gradient_sums(c) -> list[Check]:
+    """What cannot be together with gradients that do not go through autograd."""
+    t, mode, asked = c.training, c.compile.compile_mode, c.training.gradient_sums == "fused"
+    cannot = [
+        ("loss_kernel", t.loss_kernel == "full", "the head's is made by the loss; set loss_kernel = 'fused'"),
+        ("float8", t.float8, "float8 has products of its own; set float8 = false"),
+        (
+            "data_parallel",
+            c.parallel.data_parallel != "ddp",
+            "FSDP2 sums gradients of shards itself; set data_parallel = 'ddp'",
+        ),
+        ("tensor_parallel", c.parallel.tensor_parallel > 1, "matrices are split; set tensor_parallel = 1"),
+        (
+            "compile_mode",
+            c.compile.compile != "none" and mode in CUDA_GRAPH_MODES,
+            f"the CUDA graphs of {mode!r} do not see them; set compile_mode = 'default'",
+        ),
+    ]
+    return [
+        (
+            ("gradient_sums", name),
+            asked and broken,
+            f"gradient_sums = 'fused': not with {name} as it is: {why}",
+        )
+        for name, broken, why in cannot
+    ]
+
+
+def _step_graph(c) -> list[Check]:
+    """What a step that is one CUDA graph cannot hold: whatever asks the device, counts on the host, changes shape."""
+    t, o, m = c.training, c.optimizer, c.memory
+    recomputes = m.activation_checkpointing not in ("none", "budget")
+    cannot = [
+        ("processes", c.parallel.processes, c.parallel.processes > 1, "it is of one process"),
+        ("optimizer", o.optimizer, o.optimizer not in RECORDED, f"it can be one of {', '.join(RECORDED)}"),
+        ("optimizer_offload", True, o.optimizer_offload, "its updates wait for the host"),
+        ("precision", t.precision, t.precision == "fp16", "the host reads its loss scale; use bf16"),
+        (
+            "gradient_sums",
+            t.gradient_sums,
+            t.gradient_sums != "autograd",
+            "its steps are counted; use autograd",
+        ),
+        (
+            "pruning",
+            c.pruning.pruning,
+            c.pruning.pruning != "none",
+            "the host knows when weights are ranked; use none",
+        ),
+        ("float8", True, t.float8, "not tried"),
+        ("first_length", t.first_length, t.first_length > 0, "all steps must have one shape; use 0"),
+        (
+            "activation_checkpointing",
+            m.activation_checkpointing,
+            recomputes,
+            "it asks for random states; use none",
+        ),
+        (
+            "compile_mode",
+            c.compile.compile_mode,
+            c.compile.compile != "none" and c.compile.compile_mode in CUDA_GRAPH_MODES,
+            "it has graphs of its own; use default",
+        ),
+        (
+            "noise_scale_interval",
+            c.logging.noise_scale_interval,
+            c.logging.noise_scale_interval > 0,
+            "it looks into steps; use 0",
+        ),
+        ("profile_steps", c.runtime.profile_steps, c.runtime.profile_steps > 0, "there are no parts; use 0"),
+    ]
+    return [
+        (
+            ("step_graph", name),
+            c.compile.step_graph and broken,
+            f"step_graph = true: not with {name} = {value!r}: {why}",
+        )
+        for name, value, broken, why in cannot
+    ]
