@@ -19,14 +19,15 @@ class RandomStates(TorchDispatchMode):
         self._states, self._replays, self._seen = states, replays, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in getattr(function, "tags", ()):
-            generator = _generator(next(x.device for x in args if isinstance(x, torch.Tensor)))
+            generator = _generator(args, kwargs)
             if self._replays:
                 generator.set_state(self._states[self._seen])
                 self._seen += 1
             else:
                 self._states.append(generator.get_state())
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
 
 def replayed(contexts: tuple) -> tuple:
@@ -47,6 +48,8 @@ def _inside(outer, inner):
         yield
 
 
-def _generator(device: torch.device) -> torch.Generator:
-    """The one that operations on `device` draw from."""
+def _generator(args: tuple, kwargs: dict) -> torch.Generator:
+    """The one that an operation draws from: of its tensors' device, or of the one that it is to make a tensor on."""
+    own = (x.device for x in args if isinstance(x, torch.Tensor))
+    device = next(own, torch.device(kwargs.get("device") or "cpu"))
     return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator

@@ -109,7 +109,10 @@ def test_a_resumed_run_has_every_row_once(lab, interrupt):
     whole = lab.train(run="whole", **settings)
     interrupt(5, run="cut", **settings)
     again = lab.train(run="cut", **settings)
-    assert rows(again / NoiseScale.FILE) == rows(whole / NoiseScale.FILE) and len(rows(whole / NoiseScale.FILE)) == 4
+    assert (
+        rows(again / NoiseScale.FILE) == rows(whole / NoiseScale.FILE)
+        and len(rows(whole / NoiseScale.FILE)) == 4
+    )
     assert ledger(again)["noise_scale_interval"]["agrees"]
 
 

@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 64))
 
     def forward(self, x):
-        x = nn.functional.dropout(x * self.weight, 0.5)
+        x = nn.functional.dropout(x * self.weight * torch.rand(64), 0.5)
         kept, _ = draw(x.exp())
         return nn.functional.dropout(kept.tanh() * self.weight, 0.5) + x
 
