@@ -133,6 +133,15 @@ def test_unknown_metric(tmp_path):
         summary.summarize(rows.read(write_study(tmp_path, metric="accuracy")))
 
 
+def test_means_of_curves_do_not_depend_on_the_order_of_rows(tmp_path):
+    """(0.1 + 0.2) + 0.3 is not 0.1 + (0.2 + 0.3) in the last digit, and threads may add up in any order."""
+    read = rows.read(write_study(tmp_path))
+    loss = pl.col("seed").cast(pl.Float64) / 10
+    steps = read.steps.with_columns(loss.alias("train_loss"))
+    one, other = (frames.curves(read, rows_, ("train_loss",)) for rows_ in (steps, steps.reverse()))
+    assert one.equals(other) and set(one["train_loss"]) == {(0.1 + 0.2 + 0.3) / 3}
+
+
 def test_curves_keep_measured_steps_only(results):
     read = rows.read(results)
     curves = frames.curves(read, read.steps, ("train_loss",), points=50)
