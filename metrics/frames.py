@@ -148,7 +148,9 @@ def curves(
         lows = [pl.col(c).min().alias(f"{c}_low") for c in columns]
         highs = [pl.col(c).max().alias(f"{c}_high") for c in columns]
         count, tokens = pl.len().alias("seeds"), pl.col("tokens_seen").first()
-        mean = rows.group_by("step").agg(count, tokens, *means, *lows, *highs).sort("step")
+        # In order: parts that threads add up in any other would differ in the last digit from one time to the next.
+        ordered = rows.sort("step", "seed").group_by("step", maintain_order=True)
+        mean = ordered.agg(count, tokens, *means, *lows, *highs)
         mean = mean.filter(pl.col("seeds") == rows["seed"].n_unique()).drop("seeds")
         last = mean.height - 1
         if mean.height > points:

@@ -19,6 +19,7 @@ from metrics.words import number, with_interval
 PREFIX = "gradient_norm_"  # columns of steps.csv, each with the number of its block
 SPREAD = "gradient_norm_spread"
 ENDS = 0.1  # share of the steps that is called the start, and the end
+VANISHED = 1e5  # a ratio of norms of which only the order of magnitude is worth saying
 
 
 def blocks(results: Results) -> list[int]:
@@ -61,9 +62,10 @@ class Spread:
     @property
     def words(self) -> str:
         """Both, in a sentence."""
+        start, end = (f"{one:.1e}" if one >= VANISHED else number(one, 3) for one in (self.start, self.end))
         return (
-            f"{self.run}: the largest gradient norm of a block was {number(self.start, 3)} × the smallest in the "
-            f"first tenth of the steps, {number(self.end, 3)} × in the last; {_seeds(self.seeds)}."
+            f"{self.run}: the largest gradient norm of a block was {start} × the smallest in the "
+            f"first tenth of the steps, {end} × in the last; {_seeds(self.seeds)}."
         )
 
 
@@ -121,16 +123,21 @@ class Noise:
             if self.early and self.late:
                 early, late = number(self.early.mean, 3), number(self.late.mean, 3)
                 course = f" ({early} in the first third, {late} in the last)"
-            side = "below" if self.large_batch < self.scale.mean else "above"
+            side = self._side(self.scale)
             said = (
                 f"its gradient noise scale is {with_interval(self.scale)} sequences{course}; its batch of "
                 f"{self.large_batch:,} is {side} that"
             )
+            if self.late and self._side(self.late) != side:  # the mean is mostly of the start
+                said += f", and {self._side(self.late)} that of the last third"
         count = f"{self.measurements} measurement{'s' if self.measurements > 1 else ''} a run"
         return (
             f"{self.run}: {said}; coherence of micro-batches of {self.small_batch:,} "
             f"{with_interval(self.coherence)}; {count}, {_seeds(self.coherence.count)}."
         )
+
+    def _side(self, scale: Estimate) -> str:
+        return "below" if self.large_batch < scale.mean else "above"
 
 
 def noise(results: Results) -> tuple[Noise, ...]:

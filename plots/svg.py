@@ -9,6 +9,7 @@ from html import escape
 import altair as alt
 
 LONG_DECIMAL = re.compile(r"(\.\d)\d+")
+GRADIENT = re.compile(r"\bgradient_\d+\b")
 PATH = re.compile(r'\bd="([^"]*)"')
 
 
@@ -23,13 +24,19 @@ def svg(chart: alt.Chart | alt.LayerChart, prefix: str, description: str) -> str
     buffer = io.StringIO()
     chart.save(buffer, format="svg")
     text = re.sub(r"^<\?xml[^>]*>\s*", "", buffer.getvalue())
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", _numbered_anew(text))
     text = PATH.sub(_rounded, text)
     words = escape(description)
     start = text.index("<svg") + len("<svg")
     end = text.index(">", start) + 1
     named = f'<svg role="img" aria-label="{words}"{text[start:end]}<title>{words}</title>'
     return text[: start - len("<svg")] + named + text[end:]
+
+
+def _numbered_anew(text: str) -> str:
+    """Ids of colour gradients from 0: the renderer counts on from one chart of a process to the next."""
+    ids = {found: f"gradient_{i}" for i, found in enumerate(dict.fromkeys(GRADIENT.findall(text)))}
+    return GRADIENT.sub(lambda found: ids[found[0]], text)
 
 
 def _rounded(path: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ A source is a study's results directory, or a file of the benchmarks' rows. In M
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
     <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
+    <!-- quote: SOURCE verdicts -->     without costs and findings: of runs that shared a GPU
     <!-- quote: SOURCE roadmap -->      a record's rows as the roadmap of techniques
     <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this
     <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
@@ -46,7 +47,9 @@ LEFT_BEHIND = (
     ".gitignore",
 )  # models and traces are no rows
 AGAIN = "python -m stages.quotes --write"
-QUOTE = re.compile(r"<!-- quote: (\S+?)( epochs| roadmap)? -->\n(.*?)<!-- end of quote -->", re.DOTALL)
+QUOTE = re.compile(
+    r"<!-- quote: (\S+?)( epochs| verdicts| roadmap)? -->\n(.*?)<!-- end of quote -->", re.DOTALL
+)
 CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
 LARGEST_CHART = 200_000  # bytes: pages are read in a browser
 FIGURES = re.compile(r'<!-- figures: (\S+) "([^"]+)" -->')
@@ -61,7 +64,9 @@ NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
 
 @cache
 def source_text(root: Path, source: str, part: str = "") -> str:
-    """The tables of a source, as they are printed; part: "epochs", of the baseline's training, or "roadmap".
+    """The tables of a source, as they are printed.
+
+    part: "epochs", of the baseline's training; "verdicts", without costs and findings; or "roadmap".
 
     Raises:
         ConfigError: there is no such source.
@@ -74,7 +79,11 @@ def source_text(root: Path, source: str, part: str = "") -> str:
         console = Console(  # whatever the environment says of colours
             file=page, width=summarize.WIDTH, markup=False, emoji=False, highlight=False, color_system=None
         )
-        (summarize.show_course if part == "epochs" else summarize.show)(console, _study(path))
+        study = _study(path)
+        if part == "epochs":
+            summarize.show_course(console, study)
+        else:
+            summarize.show(console, study, costs=part != "verdicts")
         lines = (line.rstrip() for line in page.getvalue().splitlines())
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
     if not path.is_file():

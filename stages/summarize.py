@@ -99,20 +99,24 @@ def terminal() -> Console:
     return Console(width=max(width, WIDTH), **plain)
 
 
-def show(console: Console, study: summary.Summary) -> None:
-    """The comparison in the terminal: question, criteria, verdict, results, cost, findings, footnotes."""
+def show(console: Console, study: summary.Summary, *, costs: bool = True) -> None:
+    """The comparison in the terminal: question, criteria, verdict, results, cost, findings, footnotes.
+
+    Without `costs` neither the table of costs nor the findings, which count seconds too.
+    """
     plan = study.results.study
     parts = [plan.question, *tables.hypothesis_lines(study), tables.outcome(study)]
     parts.append(hypothesis.conclusion(study) or words.headline(study))
     said = "\n\n".join(part for part in parts if part)
     console.print(f"\nStudy {plan.name}: {said}\n")
     quality = f"Results: mean ± 95 % interval over seeds, difference to {plan.baseline}"
-    cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
     show_table(console, quality, tables.quality_table(study))
-    show_table(console, cost, tables.cost_table(study))
+    if costs:
+        cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
+        show_table(console, cost, tables.cost_table(study))
     for title, table in tables.outcome_tables(study):
         show_table(console, title, table)
-    for found in findings.findings(study):
+    for found in findings.findings(study) if costs else ():
         console.print(f"- {found.text}")
     for note in words.footnotes(study):
         console.print(f"* {note}")

@@ -1,6 +1,7 @@
 """Gradient norms of blocks and the noise scale, from rows to sentences and charts; by hand."""
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -59,6 +60,11 @@ def test_how_far_apart_blocks_are_at_the_start_and_at_the_end(tmp_path):
     assert f"{said}4.00 × in the last; 3 seeds." in words(tmp_path / "results/quickstart")
 
 
+def test_of_a_ratio_that_is_out_of_all_proportion_the_order_of_magnitude_is_said():
+    text = gradients.Spread("deep", 99_999.0, 6_421_858_717.0, 3).words
+    assert "was 99,999 × the smallest" in text and "steps, 6.4e+09 × in the last" in text
+
+
 def test_block_norms_are_a_row_a_run_step_and_block(tmp_path):
     results = rows.read(with_block_norms(write_study(tmp_path)))
     frame = gradients.block_norms(results, points=10)
@@ -109,6 +115,15 @@ def test_the_noise_scale_is_a_quotient_of_averages_over_seeds(tmp_path):
         "of 32 is below that; coherence of micro-batches of 8 0.6000 ± 0; 3 measurements a run, 3 seeds."
     )
     assert {"noise_scale", "coherence"} <= set(figures.every(summary.summarize(rows.read(results))))
+
+
+def test_a_batch_that_the_noise_scale_grows_past_is_on_both_sides_of_it(tmp_path):
+    (one,) = gradients.noise(rows.read(with_noise(write_study(tmp_path))))  # scale 90, late 80
+    assert (
+        "its batch of 85 is below that, and above that of the last third; "
+        in replace(one, large_batch=85).words
+    )
+    assert "its batch of 100 is above that; " in replace(one, large_batch=100).words
 
 
 def test_a_gradient_lost_in_noise_has_no_number(tmp_path):

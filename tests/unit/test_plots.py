@@ -67,6 +67,13 @@ def test_svg_ids_do_not_clash_between_charts():
     assert [set(re.findall(r"url\(#([^)]+)\)", drawing)) for drawing in drawn] == ids
 
 
+def test_a_chart_with_a_scale_of_colours_is_the_same_whatever_was_drawn_before():
+    frame = pl.DataFrame({"x": ["a", "b"], "value": [1.0, 2.0]})
+    chart = charts.look(alt.Chart(frame).mark_rect().encode(x="x:N", color="value:Q"), "t")
+    first, second = (svg(chart, "c", "d") for _ in range(2))
+    assert first == second and "c-gradient_0" in first
+
+
 def test_svg_says_what_it_is_and_keeps_paths_short():
     chart = charts.curve(_curve([2.0, 1.5, 1.1]), "train_loss", "t", "y", ["b"])
     drawing = svg(chart, "x", 'a "b" < c')

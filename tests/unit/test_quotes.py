@@ -117,6 +117,15 @@ def test_a_page_is_made_from_its_rows(root):
     assert quotes.quoted(root, text) == text
 
 
+def test_verdicts_are_the_same_without_what_it_cost(root):
+    whole, verdicts = (quotes.source_text(root, STUDY, part) for part in ("", "verdicts"))
+    above, _, below = whole.partition("Cost: ")
+    assert "\n- " in below
+    assert verdicts == above + below[below.index("\n* ") + 1 :]  # the footnotes
+    page(root, f"<!-- quote: {STUDY} verdicts -->\n<!-- end of quote -->\n")
+    assert "    Study quickstart: " in quotes.quoted(root, page(root))
+
+
 def test_a_record_has_rows_and_no_models(root):
     kept = {path.name for path in (root / STUDY).rglob("*")}
     assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept

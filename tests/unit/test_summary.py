@@ -133,6 +133,15 @@ def test_unknown_metric(tmp_path):
         summary.summarize(rows.read(write_study(tmp_path, metric="accuracy")))
 
 
+def test_means_of_curves_do_not_depend_on_the_order_of_rows(tmp_path):
+    """Of 1e16, -1e16 and 1 nothing is left when they are added up the other way; threads may take any."""
+    read = rows.read(write_study(tmp_path))
+    loss = pl.col("seed").replace_strict({1: 1e16, 2: -1e16, 3: 1.0})
+    steps = read.steps.with_columns(loss.alias("train_loss"))
+    one, other = (frames.curves(read, order, ("train_loss",)) for order in (steps, steps.reverse()))
+    assert one.equals(other) and set(one["train_loss"]) == {1 / 3}
+
+
 def test_curves_keep_measured_steps_only(results):
     read = rows.read(results)
     curves = frames.curves(read, read.steps, ("train_loss",), points=50)
