@@ -14,69 +14,9 @@ from typing import Any
 
 import polars as pl
 
-from metrics import checks
+from metrics import checks, columns
 from metrics.checks import ResultsError
 from metrics.measures import AXES
-
-STEP_COLUMNS = ("step", "tokens_seen", "train_loss", "lr", "grad_norm", "step_seconds", "tokens_per_second")
-EVAL_COLUMNS = ("step", "tokens_seen", "val_loss")
-COUNT_COLUMNS = ("step", "tokens_seen")
-# Keys that a finished run must have; null means "not measured here" (such as GPU memory on a CPU).
-METRIC_KEYS = (
-    "train_loss",
-    "val_loss",
-    "best_val_loss",
-    "step_seconds_median",
-    "tokens_per_second",
-    "tokens",
-    "peak_memory_gib",
-    "activation_mib",
-)
-NOISE_COLUMNS = (
-    *COUNT_COLUMNS,
-    "small_batch",
-    "large_batch",
-    "gradient_square",
-    "noise",
-    "noise_scale",
-    "coherence",
-)
-ATTENTION_COLUMNS = (*COUNT_COLUMNS, "entropy_0", "reciprocity_0")  # and of the other layers
-DEVICE_COLUMNS = (
-    "step",
-    "seconds",
-    "device_memory_gib",
-    "device_utilization_percent",
-    "temperature_celsius",
-    "power_watts",
-    "sm_clock_mhz",
-    "thermal_throttle",
-    "power_cap",
-    "process_memory_gib",
-    "process_cpu_percent",
-)
-LATENCY_KEYS = (
-    "length",
-    "prefill_p50_ms",
-    "prefill_p95_ms",
-    "token_p50_ms",
-    "token_p95_ms",
-    "cache_bytes",
-    "cache_bytes_per_token",
-)
-SPARSITY_COLUMNS = (*COUNT_COLUMNS, "target", "sparsity")
-TEST_KEYS = ("test_loss", "test_perplexity", "test_bits_per_byte")
-# The same of a classifier.
-LABELLED_EVAL_COLUMNS = (*EVAL_COLUMNS, "val_accuracy")
-LABELLED_METRIC_KEYS = (
-    *METRIC_KEYS,
-    "val_accuracy",
-    "best_val_accuracy",
-    "samples",
-    "samples_per_second",
-    "samples_per_epoch",
-)
-LABELLED_TEST_KEYS = ("test_loss", "test_accuracy", "examples")
 
 
 @dataclass(frozen=True)
@@ -150,20 +90,21 @@ class RunSeed:
 class Results:
     """A study with all its runs and seeds, in the study's order.
 
-    Frames hold complete runs only: `steps` (run, seed, STEP_COLUMNS, peak_memory_gib, activation_norm_*,
-    gradient_norm_*), `evals` (run, seed, EVAL_COLUMNS, and of classifiers val_accuracy); and of runs that measured it
-    `noise` (run, seed, NOISE_COLUMNS), `attention` (run, seed, ATTENTION_COLUMNS and those of more layers),
-    `device` (run, seed, DEVICE_COLUMNS) and, of runs that prune, `sparsity` (run, seed, SPARSITY_COLUMNS).
+    Frames hold complete runs only: `steps` (run, seed, columns.STEP_COLUMNS, peak_memory_gib, activation_norm_*,
+    gradient_norm_*), `evals` (run, seed, columns.EVAL_COLUMNS, and of classifiers val_accuracy); and of runs that
+    measured it `noise` (run, seed, columns.NOISE_COLUMNS), `attention` (run, seed, columns.ATTENTION_COLUMNS and
+    those of more layers), `device` (run, seed, columns.DEVICE_COLUMNS) and, of runs that prune, `sparsity` (run,
+    seed, columns.SPARSITY_COLUMNS).
     """
 
     study: Study
     runs: tuple[RunSeed, ...]
     steps: pl.DataFrame
     evals: pl.DataFrame
-    noise: pl.DataFrame = field(default_factory=lambda: _concat([], NOISE_COLUMNS))
-    attention: pl.DataFrame = field(default_factory=lambda: _concat([], COUNT_COLUMNS))
-    device: pl.DataFrame = field(default_factory=lambda: _concat([], DEVICE_COLUMNS))
-    sparsity: pl.DataFrame = field(default_factory=lambda: _concat([], SPARSITY_COLUMNS))
+    noise: pl.DataFrame = field(default_factory=lambda: _concat([], columns.NOISE_COLUMNS))
+    attention: pl.DataFrame = field(default_factory=lambda: _concat([], columns.COUNT_COLUMNS))
+    device: pl.DataFrame = field(default_factory=lambda: _concat([], columns.DEVICE_COLUMNS))
+    sparsity: pl.DataFrame = field(default_factory=lambda: _concat([], columns.SPARSITY_COLUMNS))
 
     def of(self, run: str) -> tuple[RunSeed, ...]:
         """The run's seeds, complete or not."""
@@ -187,36 +128,41 @@ def read(directory: Path) -> Results:
     study = _study(plan)
     runs = tuple(_run_seed(directory, study.name, run, seed) for run in study.runs for seed in study.seeds)
     done = [one for one in runs if one.state == "complete"]
-    steps = [_rows(directory, one, "steps.csv", STEP_COLUMNS) for one in done]
+    steps = [_rows(directory, one, "steps.csv", columns.STEP_COLUMNS) for one in done]
     evals = [
-        _rows(directory, one, "evals.csv", LABELLED_EVAL_COLUMNS if one.labelled else EVAL_COLUMNS)
+        _rows(
+            directory,
+            one,
+            "evals.csv",
+            columns.LABELLED_EVAL_COLUMNS if one.labelled else columns.EVAL_COLUMNS,
+        )
         for one in done
     ]
     noise = [
-        _rows(directory, one, "noise_scale.csv", NOISE_COLUMNS)
+        _rows(directory, one, "noise_scale.csv", columns.NOISE_COLUMNS)
         for one in done
         if one.config.get("noise_scale_interval")
     ]
     attention = [
-        _rows(directory, one, "attention.csv", ATTENTION_COLUMNS)
+        _rows(directory, one, "attention.csv", columns.ATTENTION_COLUMNS)
         for one in done
         if one.config.get("attention_sequences")
     ]
     device = [
-        _rows(directory, one, "device.csv", DEVICE_COLUMNS)
+        _rows(directory, one, "device.csv", columns.DEVICE_COLUMNS)
         for one in done
         if one.config.get("monitor_interval")
     ]
-    sparsity = [_rows(directory, one, "sparsity.csv", SPARSITY_COLUMNS) for one in done if one.prunes]
+    sparsity = [_rows(directory, one, "sparsity.csv", columns.SPARSITY_COLUMNS) for one in done if one.prunes]
     return Results(
         study,
         runs,
-        _concat(steps, STEP_COLUMNS),
-        _concat(evals, EVAL_COLUMNS),
-        _concat(noise, NOISE_COLUMNS),
-        _concat(attention, COUNT_COLUMNS),
-        _concat(device, DEVICE_COLUMNS),
-        _concat(sparsity, SPARSITY_COLUMNS),
+        _concat(steps, columns.STEP_COLUMNS),
+        _concat(evals, columns.EVAL_COLUMNS),
+        _concat(noise, columns.NOISE_COLUMNS),
+        _concat(attention, columns.COUNT_COLUMNS),
+        _concat(device, columns.DEVICE_COLUMNS),
+        _concat(sparsity, columns.SPARSITY_COLUMNS),
     )
 
 
@@ -285,7 +231,9 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
             f"at step {metrics.get('step')}: {reason}" if state == "diverged" else str(reason),
         )
     labelled = _labelled(metrics)
-    checks.require_numbers(home / "metrics.json", metrics, LABELLED_METRIC_KEYS if labelled else METRIC_KEYS)
+    checks.require_numbers(
+        home / "metrics.json", metrics, columns.LABELLED_METRIC_KEYS if labelled else columns.METRIC_KEYS
+    )
     checks.require_budgets(home / "metrics.json", metrics)
     test_path = directory / "test" / f"{run}-{seed}.json"
     test = _object(test_path) if test_path.is_file() else {}
@@ -295,7 +243,9 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         if "reason" in test:  # why nothing was scored: there is no test text
             test = {}
         else:
-            checks.require_numbers(test_path, test, LABELLED_TEST_KEYS if labelled else TEST_KEYS)
+            checks.require_numbers(
+                test_path, test, columns.LABELLED_TEST_KEYS if labelled else columns.TEST_KEYS
+            )
     config = _config(home / "config.toml")
     checks.require_identity(home / "config.toml", config, expected)
     ledger = _ledger(home / "ledger.json")
@@ -325,9 +275,11 @@ def _latency(
         return ()
     found = _object(path).get("lengths")
     if not isinstance(found, list) or not found:
-        raise ResultsError(f"{path} must hold a list 'lengths' of objects with {', '.join(LATENCY_KEYS)}")
+        raise ResultsError(
+            f"{path} must hold a list 'lengths' of objects with {', '.join(columns.LATENCY_KEYS)}"
+        )
     for one in found:
-        checks.require_numbers(path, one if isinstance(one, dict) else {}, LATENCY_KEYS)
+        checks.require_numbers(path, one if isinstance(one, dict) else {}, columns.LATENCY_KEYS)
     return tuple(found)
 
 
@@ -388,29 +340,29 @@ def _config(path: Path) -> dict[str, Any]:
     return {key: value for table in tables.values() for key, value in table.items()}
 
 
-def _rows(directory: Path, one: RunSeed, name: str, columns: tuple[str, ...]) -> pl.DataFrame:
+def _rows(directory: Path, one: RunSeed, name: str, wanted: tuple[str, ...]) -> pl.DataFrame:
     path = directory / f"{one.run}-{one.seed}" / name
     if not path.is_file():
         raise ResultsError(f"{path} is missing although the run is complete: run it again.")
     try:
         frame = pl.read_csv(path, infer_schema=False)
-        if absent := [column for column in columns if column not in frame.columns]:
+        if absent := [column for column in wanted if column not in frame.columns]:
             raise ResultsError(f"{path} lacks the column {', '.join(absent)}")
         frame = frame.with_columns(pl.col(c).cast(_type(c)) for c in frame.columns)
     except pl.exceptions.PolarsError as error:
         raise ResultsError(f"{path} is not a table of numbers: {error}") from error
-    every = columns is STEP_COLUMNS
-    if columns is not DEVICE_COLUMNS:  # of which a step has many, or none
+    every = wanted is columns.STEP_COLUMNS
+    if wanted is not columns.DEVICE_COLUMNS:  # of which a step has many, or none
         checks.require_order(path, frame["step"], every, one.metrics.get("steps") if every else None)
     return frame.select(pl.lit(one.run).alias("run"), pl.lit(one.seed).alias("seed"), pl.all())
 
 
-def _concat(frames: list[pl.DataFrame], columns: tuple[str, ...]) -> pl.DataFrame:
+def _concat(frames: list[pl.DataFrame], wanted: tuple[str, ...]) -> pl.DataFrame:
     if frames:
         return pl.concat(frames, how="diagonal")  # runs may log the activation norms of different layers
-    numbers = {column: _type(column) for column in columns}
+    numbers = {column: _type(column) for column in wanted}
     return pl.DataFrame(schema={"run": pl.String, "seed": pl.Int32, **numbers})
 
 
 def _type(column: str) -> type[pl.DataType]:
-    return pl.Int64 if column in COUNT_COLUMNS else pl.Float64
+    return pl.Int64 if column in columns.COUNT_COLUMNS else pl.Float64

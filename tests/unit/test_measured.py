@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 from fake_results import write_json, write_study
 
-from metrics import attention, devices, findings, latencies, rows, summary
-from metrics.rows import DEVICE_COLUMNS, ResultsError
+from metrics import attention, columns, devices, findings, latencies, rows, summary
+from metrics.columns import DEVICE_COLUMNS
+from metrics.rows import ResultsError
 from plots import attention_charts, figures, measured_tables, report, tables
 from plots.svg import svg
 from stages import summarize
@@ -241,13 +242,13 @@ def test_what_a_run_writes_is_what_is_read(lab, monkeypatch):
     home = lab.train(attention_sequences=2, monitor_interval=0.002, latency_lengths=[8, 16], steps=30)
     config = {"latency_lengths": [8, 16]}
     one = rows.RunSeed("run", 1, "complete", metrics=json.loads((home / "metrics.json").read_text()))
-    read_table = {columns: rows._rows(home.parent, one, name, columns) for name, columns in FILES.items()}
-    assert read_table[rows.ATTENTION_COLUMNS]["entropy_1"].is_finite().all()
-    device = read_table[rows.DEVICE_COLUMNS]
-    assert device.columns == ["run", "seed", *rows.DEVICE_COLUMNS] and device.height > 0
+    read_table = {wanted: rows._rows(home.parent, one, name, wanted) for name, wanted in FILES.items()}
+    assert read_table[columns.ATTENTION_COLUMNS]["entropy_1"].is_finite().all()
+    device = read_table[columns.DEVICE_COLUMNS]
+    assert device.columns == ["run", "seed", *columns.DEVICE_COLUMNS] and device.height > 0
     assert device["power_watts"].null_count() == device.height and device["process_memory_gib"].min() > 0
     found = rows._latency(home / "latency.json", config)
-    assert [one["length"] for one in found] == [8, 16] and set(found[0]) == set(rows.LATENCY_KEYS)
+    assert [one["length"] for one in found] == [8, 16] and set(found[0]) == set(columns.LATENCY_KEYS)
 
 
-FILES = {"attention.csv": rows.ATTENTION_COLUMNS, "device.csv": rows.DEVICE_COLUMNS}
+FILES = {"attention.csv": columns.ATTENTION_COLUMNS, "device.csv": columns.DEVICE_COLUMNS}
