@@ -353,6 +353,21 @@ def test_a_ratio_of_accuracies_is_no_share(tmp_path):
 # --- choosing
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([7, 8], "runs chosen by grid on seeds 7, 8, by val_loss."),
+        ([], "runs not chosen by rows yet: a first guess."),
+    ],
+)
+def test_the_design_says_what_chose_the_runs(tmp_path, seeds, said):
+    chosen = {"study": "grid", "metric": "val_loss", "seeds": seeds}
+    results = write_study(
+        tmp_path, hypothesis="h", falsified_by={"says": "s", "when": []}, chosen_from=chosen
+    )
+    assert tables.hypothesis_lines(summary.summarize(rows.read(results)))[-1].endswith(said)
+
+
 def test_the_best_of_each_grid_is_written_for_another_study(tmp_path, monkeypatch):
     write_grid(tmp_path, study="quickstart")
     monkeypatch.chdir(tmp_path)
