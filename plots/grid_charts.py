@@ -25,6 +25,7 @@ def heat_map(frame: pl.DataFrame, title: str, axis: str, *, higher: bool = False
     """
     rows = frame.with_columns(
         pl.when(pl.col("value").is_finite()).then("value").alias("value"),
+        pl.col("text").str.replace(" ×", "\n×", literal=True),  # a cell is narrow
     )
     x_axis, y_axis = rows["x_axis"][0], rows["y_axis"][0]
     base = alt.Chart(rows).encode(
@@ -45,9 +46,8 @@ def heat_map(frame: pl.DataFrame, title: str, axis: str, *, higher: bool = False
     winner = base.transform_filter("datum.best === 'yes'").mark_rect(
         fillOpacity=0, stroke="#D55E00", strokeWidth=3
     )
-    halo = base.mark_text(fontSize=FONT, stroke="white", strokeWidth=3, strokeJoin="round").encode(
-        text="text:N"
-    )
-    words = base.mark_text(fontSize=FONT, color="#222222").encode(text="text:N")
+    lines = {"fontSize": FONT, "lineBreak": "\n"}
+    halo = base.mark_text(stroke="white", strokeWidth=3, strokeJoin="round", **lines).encode(text="text:N")
+    words = base.mark_text(color="#222222", **lines).encode(text="text:N")
     layers = alt.layer(found.encode(color=colour), lost, winner, halo, words)
     return look(layers.properties(width=WIDTH, height=alt.Step(CELL), autosize=FIT), title)

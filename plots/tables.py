@@ -177,7 +177,8 @@ def hypothesis_lines(summary: Summary) -> list[str]:
         design.append(f"frozen: {', '.join(study.frozen)}")
     if study.chosen_from:
         seeds = ", ".join(map(str, study.chosen_from["seeds"]))
-        chosen = f"by {study.chosen_from['study']} on seeds {seeds}, by {study.chosen_from['metric']}"
+        several = "s" if len(study.chosen_from["seeds"]) > 1 else ""
+        chosen = f"by {study.chosen_from['study']} on seed{several} {seeds}, by {study.chosen_from['metric']}"
         design.append(f"runs chosen {chosen}" if seeds else "runs not chosen by rows yet: a first guess")
     return [
         f"Hypothesis: {study.hypothesis}",

@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -119,13 +120,18 @@ def quoted(root: Path, text: str) -> str:
 
 
 def illustrated(root: Path, page: Path, text: str) -> tuple[str, dict[Path, str]]:
-    """A page's text with every chart shown below its marker, and what is in the files beside it."""
+    """A page's text with every chart shown below its marker, and what is in the files beside it.
+
+    Charts of one name, of several records, have their record's in their file's name.
+    """
     drawn: dict[Path, str] = {}
+    of_name = Counter(name for _, name in {found.groups() for found in CHART.finditer(text)})
 
     def again(found: re.Match) -> str:
         source, name = found.groups()
         title, svg = _chart(root, source, name)
-        file = page.with_name(f"{page.stem}-{name}.svg")
+        record = f"{Path(source).parent.name}-" if of_name[name] > 1 else ""
+        file = page.with_name(f"{page.stem}-{record}{name}.svg")
         drawn[file] = svg
         return f"<!-- chart: {source} {name} -->\n![{title}]({file.name})"
 

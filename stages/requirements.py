@@ -73,7 +73,9 @@ def _only(value: object, runs: Iterable[str], baseline: str) -> Iterator[str]:
         return
     for pattern in value:
         if not any(fnmatch(name, pattern.removeprefix(NOT)) for name in runs):
-            yield from one_of("only", pattern, runs, "runs or patterns of them, with a ! before those left out:")
+            yield from one_of(
+                "only", pattern, runs, "runs or patterns of them, with a ! before those left out:"
+            )
     if value and baseline not in chosen(runs, value):
         yield f"only = {value!r}: leaves out the baseline {baseline}, which all are compared with; add it"
 

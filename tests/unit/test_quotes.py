@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from engine_runs import REPOSITORY
@@ -295,6 +296,21 @@ def test_charts_are_drawn_beside_the_page_and_shown_in_it(illustrated):
     quotes.write(illustrated)
     assert (illustrated / "docs" / "agnews.md").read_text() == text
     assert {file: file.read_bytes() for file in files} == again
+
+
+def test_charts_of_one_name_of_two_records_have_a_file_each(monkeypatch):
+    monkeypatch.setattr(quotes, "_chart", lambda root, source, name: (name.title(), f"<svg>{source}</svg>"))
+    sources = ("records/a/results", "records/b/results")
+    text = "\n".join(f"<!-- chart: {source} grid -->" for source in sources)
+    text, drawn = quotes.illustrated(
+        Path("."), Path("docs/page.md"), f"{text}\n<!-- chart: {sources[0]} one -->"
+    )
+    assert {file.name: svg for file, svg in drawn.items()} == {
+        "page-a-grid.svg": "<svg>records/a/results</svg>",
+        "page-b-grid.svg": "<svg>records/b/results</svg>",
+        "page-one.svg": "<svg>records/a/results</svg>",
+    }
+    assert "![Grid](page-a-grid.svg)" in text and "![Grid](page-b-grid.svg)" in text
 
 
 def test_the_course_of_a_training_is_quoted_like_a_table(illustrated):
