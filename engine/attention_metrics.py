@@ -92,7 +92,9 @@ class AttentionMetrics(SideTable):
         if self.count:
             self.measured += 1
             where = {"step": step, "tokens_seen": tokens_seen}
-            self._rows.append(where | self._measure(model, optimizer))
+            row = where | self._measure(model, optimizer)
+            if self.ranks.is_first:
+                self._rows.append(row)
 
     def _measure(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float | None]:
         inner, was_training = parallel.unwrapped(model), model.training

@@ -171,7 +171,7 @@ def main() -> None:
         raise ConfigError(problems)
     prompt = encode_prompt(tokenizer, a.prompt).expand(a.samples, -1)
     ranks = parallel.start(Parallel(), a.device)
-    runtime.after_torch(config.runtime, ranks.device)
+    runtime.after_torch(config.runtime, ranks.device, trains=False)
     with autocast(config.training.precision, ranks.device):
         texts = generate(
             model.to(ranks.device),

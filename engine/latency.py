@@ -179,7 +179,7 @@ def main() -> None:
     lengths = _lengths(a.lengths)
     config, _, model = open_run(a.directory)
     ranks = parallel.start(Parallel(), a.device)
-    runtime.after_torch(config.runtime, ranks.device)
+    runtime.after_torch(config.runtime, ranks.device, trains=False)
     wrong = latency_problems("--lengths", lengths, config.model.context)
     wrong += kernel_problems(
         config.model.attention, ranks.device, precision=config.training.precision, dropout=0.0

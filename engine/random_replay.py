@@ -33,23 +33,29 @@ class RandomStates(TorchDispatchMode):
 def replayed(contexts: tuple) -> tuple:
     """The contexts of a block's forward pass and of its recomputation, with the same random numbers in both.
 
-    The states are noted outside of what leaves operations out, so that both passes see the same operations.
+    The states are noted before what leaves operations out gets to see them, so that both passes note the same ones.
     """
     states: list[torch.Tensor] = []
     return tuple(
-        _inside(context, RandomStates(states, replays=replays))
+        _both(RandomStates(states, replays=replays), context)
         for context, replays in zip(contexts, (False, True), strict=True)
     )
 
 
 @contextlib.contextmanager
-def _inside(outer, inner):
-    with outer, inner:
+def _both(states: RandomStates, keeping):
+    with keeping, states:  # the last entered sees an operation first
         yield
 
 
 def _generator(args: tuple, kwargs: dict) -> torch.Generator:
-    """The one that an operation draws from: of its tensors' device, or of the one that it is to make a tensor on."""
-    own = (x.device for x in args if isinstance(x, torch.Tensor))
-    device = next(own, torch.device(kwargs.get("device") or "cpu"))
-    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    """What an operation draws from: its own, or its tensors' device's, or that of the tensor it is to make."""
+    if own := kwargs.get("generator"):
+        return own
+    given = (x.device for x in args if isinstance(x, torch.Tensor))
+    device = next(given, torch.device(kwargs.get("device") or "cpu"))
+    if device.type != "cuda":
+        return torch.default_generator
+    return torch.cuda.default_generators[
+        torch.cuda.current_device() if device.index is None else device.index
+    ]

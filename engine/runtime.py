@@ -43,8 +43,10 @@ def before_torch(settings: Runtime) -> None:
         _bind(int(os.environ.get("LOCAL_RANK", "0")), _local_processes())
 
 
-def after_torch(settings: Runtime, device) -> None:
+def after_torch(settings: Runtime, device, *, trains: bool = True) -> None:
     """Apply what torch has functions for. `device` is the run's torch.device.
+
+    trains: False for what uses a finished model. It need not be the same bit for bit, and called no before_torch.
 
     set_float32_matmul_precision is the one call that keeps torch's old and new TF32 switches in agreement; setting
     either by itself makes the compiler's look at the other an error (torch 2.11 and 2.13).
@@ -52,7 +54,7 @@ def after_torch(settings: Runtime, device) -> None:
     import torch
 
     torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.use_deterministic_algorithms(settings.deterministic and trains)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)

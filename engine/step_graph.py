@@ -29,7 +29,7 @@ class StepGraph:
         self._graph: torch.cuda.CUDAGraph | None = None
         self.eager = self.replays = 0  # steps so far
         self.peak_bytes = (
-            0  # of tensors in a replayed step, which the allocator counts only while it is recorded
+            0  # of a replayed step's tensors; the allocator counts them only while it is recorded
         )
         self.set_rates([group["lr"] for group in optimizer.param_groups])
 
@@ -57,7 +57,7 @@ class StepGraph:
         self._graph = torch.cuda.CUDAGraph()
         with _capturable(self._optimizer), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._measured = self._compute(self._batches)
-        self.peak_bytes = torch.cuda.max_memory_allocated()
+        self.peak_bytes = torch.cuda.max_memory_allocated(self._rates[0].device)
 
 
 @contextlib.contextmanager

@@ -188,6 +188,8 @@ class Trainer:
             with self._timed("eval_seconds"), self.average.in_place():
                 self._evaluate(step)
                 self.attention.note(step, self.tokens_seen(step), self.model, self.optimizer)
+                if self.ranks.is_first:
+                    self.attention.write(self.directory)
                 if self.sampler:
                     self._sample(step)
         if self._checkpoint_due(step):

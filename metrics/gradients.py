@@ -129,7 +129,7 @@ class Noise:
                 f"{self.large_batch:,} is {side} that"
             )
             if self.late and self._side(self.late) != side:  # the mean is mostly of the start
-                said += f", and {self._side(self.late)} that of the last third"
+                said += f", but {self._side(self.late)} that of the last third"
         count = f"{self.measurements} measurement{'s' if self.measurements > 1 else ''} a run"
         return (
             f"{self.run}: {said}; coherence of micro-batches of {self.small_batch:,} "

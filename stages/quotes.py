@@ -11,7 +11,8 @@ A source is a study's results directory, or a file of the benchmarks' rows. In M
     <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
     <!-- quote: SOURCE verdicts -->     without costs and findings: of runs that shared a GPU
     <!-- quote: SOURCE roadmap -->      a record's rows as the roadmap of techniques
-    <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this
+    <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this; in
+                                        PAGE-RECORD-NAME.svg where several records have a chart NAME
     <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
                                         regular expression ROW finds; if ROW has groups, in what they match
 
@@ -132,6 +133,8 @@ def illustrated(root: Path, page: Path, text: str) -> tuple[str, dict[Path, str]
         title, svg = _chart(root, source, name)
         record = f"{Path(source).parent.name}-" if of_name[name] > 1 else ""
         file = page.with_name(f"{page.stem}-{record}{name}.svg")
+        if drawn.get(file, svg) != svg:
+            raise ConfigError(f"two charts would be {file.name}", source)
         drawn[file] = svg
         return f"<!-- chart: {source} {name} -->\n![{title}]({file.name})"
 

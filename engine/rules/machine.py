@@ -3,12 +3,13 @@
 from engine.optimizers import RECORDED
 from engine.rules.check import Check
 
+UNORDERED_KERNELS = ("cudnn", "flex")
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 
 
 def checks(c) -> list[Check]:
     """The rules of this file, for a Config."""
-    return [*_memory(c), *_gradient_sums(c), *_step_graph(c)]
+    return [*_memory(c), *_deterministic(c), *_gradient_sums(c), *_step_graph(c)]
 
 
 def _memory(c) -> list[Check]:
@@ -24,6 +25,15 @@ def _memory(c) -> list[Check]:
             mode == "budget" and c.compile.compile == "none",
             "activation_checkpointing = 'budget': the compiler does it; set compile = 'blocks' or 'model'",
         ),
+        (
+            ("activation_checkpointing", "dropout", "compile", "compile_fullgraph"),
+            mode == "selective"
+            and c.model.dropout > 0
+            and c.compile.compile != "none"
+            and not c.compile.compile_fullgraph,
+            "compile_fullgraph = false: not with activation_checkpointing = 'selective' and dropout > 0: a block "
+            "that breaks into graphs would be recomputed with other masks; set it true",
+        ),
         *(
             (
                 ("activation_checkpointing", name),
@@ -33,6 +43,24 @@ def _memory(c) -> list[Check]:
                 f"190758); set {name} = 0, or 'selective'",
             )
             for name in ("dropout", "embedding_dropout", "token_dropout", "output_dropout")
+        ),
+    ]
+
+
+def _deterministic(c) -> list[Check]:
+    """What has no form that adds in one order, or chooses its kernels by how long they take."""
+    on, kernel, mode = c.runtime.deterministic, c.model.attention, c.compile.compile_mode
+    return [
+        (
+            ("deterministic", "attention"),
+            on and kernel in UNORDERED_KERNELS,
+            f"deterministic = true: not with attention = {kernel!r}, whose backward pass adds in any order; use "
+            "'sdpa', 'flash', 'efficient', 'math' or 'manual'",
+        ),
+        (
+            ("deterministic", "compile_mode"),
+            on and c.compile.compile != "none" and mode.startswith("max-autotune"),
+            f"deterministic = true: not with compile_mode = {mode!r}, which chooses kernels by a race; use 'default'",
         ),
     ]
 

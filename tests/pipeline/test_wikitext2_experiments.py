@@ -37,7 +37,7 @@ def test_the_comparison_of_optimizers_ends_in_a_conclusion(sandbox):
     said = " ".join(output.split())
     assert "Hypothesis: Muon ends lower than AdamW" in said and "Falsified by: Muon is worse" in said
     assert "256 tokens a run; 2 runs × 1 seed" in said
-    assert "runs chosen by wikitext2_optimizer_grid on seeds 101, by val_loss" in said
+    assert "runs chosen by wikitext2_optimizer_grid on seed 101, by val_loss" in said
     # One seed is no verdict, and what has no verdict decides nothing.
     assert "The hypothesis is undecided: muon against adamw: no verdict" in said
     results, report = (sandbox.path / place / "wikitext2_optimizers" for place in ("results", "reports"))

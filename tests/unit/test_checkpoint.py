@@ -11,6 +11,7 @@ from engine import checkpoint
 from engine.checkpoint import Checkpoints, fingerprint
 from engine.config import resolve
 from engine.parallel import Ranks
+from engine.side_table import SideTable
 
 CPU = torch.device("cpu")
 ONE = Ranks(0, 1, CPU)
@@ -67,6 +68,11 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, interrup
     metrics = read_json(again / "metrics.json")
     assert (metrics["steps"], metrics["data_order_sha256"]) == (10, drawn)
     assert all(line["agrees"] for line in ledger(again).values())
+
+
+def test_every_table_beside_the_steps_is_there_again_after_a_restart():
+    beside = {table.FILE for table in SideTable.__subclasses__()}
+    assert beside == {"noise_scale.csv", "sparsity.csv", "attention.csv"} and beside <= set(checkpoint.ROWS)
 
 
 def test_a_run_may_be_interrupted_twice(lab, interrupt):

@@ -60,6 +60,22 @@ def test_a_budget_is_refused_with_dropout(name):
         resolve({"compile": "blocks", **BUDGET, name: 0.1}, "test")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"activation_checkpointing": "selective", "dropout": 0.1, "compile_fullgraph": False},
+            "compile_fullgraph = false: not with activation_checkpointing = 'selective' and dropout > 0",
+        ),
+        ({"deterministic": True, "attention": "cudnn", "precision": "bf16"}, "not with attention = 'cudnn'"),
+        ({"deterministic": True, "compile_mode": "max-autotune"}, "not with compile_mode = 'max-autotune'"),
+    ],
+)
+def test_what_would_not_draw_or_add_the_same_again_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve({"compile": "blocks", **changes}, "test")
+
+
 def test_a_run_fails_when_compiling_is_switched_off_from_outside(lab, monkeypatch):
     message = "compile = 'blocks' was asked for, but dynamo is switched off: unset TORCH_COMPILE_DISABLE and "
     with torch._dynamo.config.patch(disable=True), pytest.raises(RuntimeError, match=message):

@@ -196,7 +196,13 @@ def test_the_heat_map_marks_what_diverged_and_the_best(tmp_path):
     drawn = figures.every(found)["grid_adamw"]
     assert drawn.title == "Validation loss: lr × weight_decay, adamw"
     text = figures.picture(drawn, "x", found)
-    assert ">×<" in text and ">1.480<" in text and ">× 2 of 3<" in text and "#444444" in text and "#999999" in text
+    assert (
+        ">×<" in text
+        and ">1.480<" in text
+        and ">× 2 of 3<" in text
+        and "#444444" in text
+        and "#999999" in text
+    )
     assert text.count('stroke="#D55E00"') >= 1
 
 

@@ -120,7 +120,7 @@ def test_the_noise_scale_is_a_quotient_of_averages_over_seeds(tmp_path):
 def test_a_batch_that_the_noise_scale_grows_past_is_on_both_sides_of_it(tmp_path):
     (one,) = gradients.noise(rows.read(with_noise(write_study(tmp_path))))  # scale 90, late 80
     assert (
-        "its batch of 85 is below that, and above that of the last third; "
+        "its batch of 85 is below that, but above that of the last third; "
         in replace(one, large_batch=85).words
     )
     assert "its batch of 100 is above that; " in replace(one, large_batch=100).words

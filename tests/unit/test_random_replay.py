@@ -4,7 +4,10 @@ On a GPU that operation is an SDPA kernel with dropout (tests/gpu/test_gpu.py); 
 made here.
 """
 
+from pathlib import Path
+
 import torch
+from engine_runs import rows
 from torch import nn
 
 from engine import memory
@@ -75,6 +78,16 @@ def test_gradients_are_those_of_the_masks_of_the_forward_pass(monkeypatch):
     assert again == 2 * 3 and kept == 0  # so that a state that nobody replays would be three draws behind
     for one, other in ((found, expected), (whole, expected)):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_record_of_the_defect_has_its_rows_figures():
+    record = Path(__file__).resolve().parents[2] / "records" / "checkpointing-dropout-h200"
+    page, runs = (record / "README.md").read_text(encoding="utf-8"), sorted(record.glob("*-1"))
+    for run in runs:
+        first = rows(run / "steps.csv")[0]
+        assert f"`{float(first['grad_norm']):.4f}` ({run.name.removesuffix('-1')})" in page
+        assert f"`{float(first['train_loss']):.4f}`" in page
+    assert len(runs) == 9
 
 
 def test_without_replay_they_would_not_be(monkeypatch):

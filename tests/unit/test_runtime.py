@@ -215,6 +215,22 @@ def test_the_order_of_sums_is_set_and_observed(precision):
     assert line("deterministic", Runtime()).agrees and runtime.sums_in_one_order(CPU)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_gpu_that_sums_in_any_order_is_told(monkeypatch, precision, same):
+    runtime.after_torch(Runtime(deterministic=True), CPU)
+    monkeypatch.setattr(runtime, "sums_in_one_order", lambda _: same)
+    try:
+        found = runtime._deterministic(Runtime(deterministic=True), GPU)
+    finally:
+        runtime.after_torch(Runtime(), CPU)
+    assert found.agrees == same and ("was always the same" if same else "differed") in found.how
+
+
+def test_what_uses_a_finished_model_need_not_be_deterministic(precision):
+    runtime.after_torch(Runtime(deterministic=True), CPU, trains=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_product_on_the_cpu_rounds_nothing():
     assert not runtime.rounds_products(CPU)
 
