@@ -23,13 +23,13 @@ class Size:
     accumulation: int  # forward passes in one step
     tokenizer: str  # words or chars
     vocabulary: int  # of the synthetic text
-    train_tokens: int  # of the synthetic text
-    row_multiple: int  # embedding rows are padded to a multiple of this
     lr: float
     warmup: int  # steps before the timed ones
     steps: int  # timed steps
     repeats: int  # each peer runs so often, in turns
     limit_seconds: int  # for one run of one peer
+    train_tokens: int = 0  # of the synthetic text, where there is one
+    row_multiple: int = 1  # embedding rows are padded to a multiple of this
     classes: int = 0  # of AG News' rows, which have a label; 0: a text
     choices: int = 0  # replies to choose from, of PERSONA-CHAT's rows; 0: no dialogues
     mlp_width: int = 0  # 0: 4 × width
@@ -81,6 +81,9 @@ class Size:
         return 6 * weights + 12 * self.layers * self.width * self.context
 
 
+GPT2_124M = {"layers": 12, "heads": 12, "width": 768}
+
+
 def _classifier(name: str, **shape: int) -> Size:
     return Size(
         name=name,
@@ -90,8 +93,6 @@ def _classifier(name: str, **shape: int) -> Size:
         accumulation=1,
         tokenizer="frequent_words",
         vocabulary=20_000,
-        train_tokens=0,
-        row_multiple=1,
         lr=1e-3,
         warmup=20,
         steps=150,
@@ -117,7 +118,6 @@ SIZES = {
             tokenizer="chars",
             vocabulary=65,
             train_tokens=1_000_000,
-            row_multiple=1,
             lr=1e-3,
             warmup=10,
             steps=200,
@@ -128,9 +128,7 @@ SIZES = {
         Size(
             name="gpu",
             device="cuda",
-            layers=12,
-            heads=12,
-            width=768,
+            **GPT2_124M,
             context=1024,
             micro_batch=32,
             accumulation=4,
@@ -148,16 +146,13 @@ SIZES = {
         Size(
             name="roadmap",
             device="cuda",
-            layers=12,
-            heads=12,
-            width=768,
+            **GPT2_124M,
             context=1024,
             micro_batch=16,
             accumulation=1,
             tokenizer="words",
             vocabulary=50258,  # even, so that two processes can split it
             train_tokens=1_000_000,
-            row_multiple=1,
             lr=6e-4,
             warmup=5,
             steps=15,
@@ -176,8 +171,6 @@ SIZES = {
             accumulation=1,
             tokenizer="chars",
             vocabulary=65,
-            train_tokens=0,
-            row_multiple=1,
             lr=1e-3,
             warmup=100,
             steps=2400,
@@ -198,8 +191,6 @@ SIZES = {
             accumulation=1,
             tokenizer="chars",
             vocabulary=65,
-            train_tokens=0,
-            row_multiple=1,
             lr=1e-3,
             warmup=2,
             steps=8,
@@ -215,15 +206,12 @@ SIZES = {
         Size(
             name="persona",
             device="cuda",
-            layers=12,
-            heads=12,
-            width=768,
+            **GPT2_124M,
             context=264,  # 232 before a reply of 32: the 95th percentile of PERSONA-CHAT's rows
             micro_batch=13,
             accumulation=3,
             tokenizer="gpt2",
             vocabulary=50262,
-            train_tokens=0,
             row_multiple=64,
             lr=6.25e-5,
             warmup=5,
@@ -243,8 +231,6 @@ SIZES = {
             accumulation=2,
             tokenizer="bytes",
             vocabulary=261,
-            train_tokens=0,
-            row_multiple=1,
             lr=1e-2,
             warmup=2,
             steps=6,

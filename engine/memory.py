@@ -36,9 +36,7 @@ def apply_activation_checkpointing(
         titan.checkpoint_activations(model, mode, settings.checkpoint_every, keep_rng=keep_rng)
 
 
-def keep_products_and_attention(
-    model: nn.Module, width: int, *, keep_rng: bool, compiled: bool = False
-) -> None:
+def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool, compiled: bool) -> None:
     """Selective activation checkpointing: keep what is dear to compute again, recompute the rest.
 
     Kept: every SDPA kernel's output, and every matrix product but those that end in the residual stream

@@ -20,19 +20,6 @@ from engine.ledger import Line
 from engine.side_table import SideTable
 from engine.step import Step
 
-COLUMNS = [
-    "step",
-    "tokens_seen",
-    "small_batch",
-    "large_batch",
-    "small_square_norm",
-    "large_square_norm",
-    "gradient_square",
-    "noise",
-    "noise_scale",
-    "coherence",
-]
-
 
 def estimates(small: Sequence[float], large: float, b: int, B: int) -> dict[str, float]:  # noqa: N803
     """What a step's gradients say; small: squared norms of the gradients of parts of b samples, large: of all B."""
@@ -53,7 +40,19 @@ def estimates(small: Sequence[float], large: float, b: int, B: int) -> dict[str,
 class NoiseScale(SideTable):
     """Measures one run's gradients at every n-th step, and keeps the rows until they are written."""
 
-    FILE, columns = "noise_scale.csv", COLUMNS
+    FILE = "noise_scale.csv"
+    columns = [
+        "step",
+        "tokens_seen",
+        "small_batch",
+        "large_batch",
+        "small_square_norm",
+        "large_square_norm",
+        "gradient_square",
+        "noise",
+        "noise_scale",
+        "coherence",
+    ]
 
     def __init__(self, step: Step, interval: int, large_batch: int):
         """interval: n; 0: never."""

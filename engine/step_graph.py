@@ -28,9 +28,8 @@ class StepGraph:
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graph: torch.cuda.CUDAGraph | None = None
         self.eager = self.replays = 0  # steps so far
-        self.peak_bytes = (
-            0  # of a replayed step's tensors; the allocator counts them only while it is recorded
-        )
+        # Of a replayed step's tensors: the allocator counts them only while the step is recorded.
+        self.peak_bytes = 0
         self.set_rates([group["lr"] for group in optimizer.param_groups])
 
     def set_rates(self, rates: list[float]) -> None:

@@ -189,7 +189,7 @@ class Trainer:
                 self._evaluate(step)
                 self.attention.note(step, self.tokens_seen(step), self.model, self.optimizer)
                 if self.ranks.is_first:
-                    self.attention.write(self.directory)
+                    self.write_beside()
                 if self.sampler:
                     self._sample(step)
         if self._checkpoint_due(step):

@@ -257,7 +257,9 @@ def problems(root: Path) -> list[str]:
 def write(root: Path) -> None:
     """Make the records' pages and all quotes again."""
     for results in sorted(root.glob("records/*/results")):
-        _run("stages.summarize", results, results.parent / "report")
+        report = results.parent / "report"
+        _run("stages.summarize", results, report)
+        (report / "curves.csv").unlink()  # of DVC's own charts, which no record has: the rows once more
     for directory in sorted({file.parent for file in root.glob("records/*/*.jsonl")}):
         _run("benchmarks.record", directory)
     for page in (page for pattern in PAGES for page in root.glob(pattern)):

@@ -18,7 +18,6 @@ from engine.pruning.scores import definition
 from engine.rundir import Table
 from engine.side_table import SideTable
 
-COLUMNS = ["step", "tokens_seen", "target", "sparsity", "zeros", "masked"]
 SAMPLED_ERROR = 0.005  # of a share: how far a sampled threshold may miss, and still count as at its target
 BY_CHANCE = 1e-6  # of all weights: an update may come out at exactly 0
 
@@ -26,7 +25,8 @@ BY_CHANCE = 1e-6  # of all weights: an update may come out at exactly 0
 class Sparsity(SideTable):
     """Measures one run. Every rank makes the same calls."""
 
-    FILE, columns = "sparsity.csv", COLUMNS
+    FILE = "sparsity.csv"
+    columns = ["step", "tokens_seen", "target", "sparsity", "zeros", "masked"]
 
     def __init__(self, pruner: Pruner, tokens_seen: Callable[[int], int]):
         """tokens_seen: of a step, the tokens trained on up to its end."""
@@ -72,7 +72,7 @@ class Sparsity(SideTable):
         p = self.pruner
         if not p.tensors:
             return {}
-        rows = Table(directory / self.FILE, COLUMNS).read()
+        rows = Table(directory / self.FILE, self.columns).read()
         found, zeros = {int(row["step"]): int(row["zeros"]) for row in rows}, self.final
         if missing := [row["step"] for row in evals if int(row["step"]) not in found]:
             raise RuntimeError(f"{self.FILE}: no sparsity of the evaluation at step {missing[0]}")

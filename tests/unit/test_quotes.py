@@ -132,6 +132,7 @@ def test_a_record_has_rows_and_no_models(root):
     assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept
     assert not {"model.safetensors", ".sgd-1.lock"} & kept
     assert (root / "records/fake/report/table.md").is_file() and (root / "records/speed/README.md").is_file()
+    assert not (root / "records/fake/report/curves.csv").exists()
 
 
 def test_rows_that_changed_make_the_page_and_the_record_stale(own):
