@@ -218,14 +218,21 @@ def _numbers(root: Path, source: str, row: str) -> set[str]:
     return {number for part in parts for number in DECIMAL.findall(part)}
 
 
+def _report(study: summary.Summary, directory: Path) -> None:
+    """What `summarize` writes, without curves.csv: no record has DVC's charts, and it is the rows again."""
+    directory.mkdir(exist_ok=True)
+    summarize.write_dvc_files(directory, study)
+    summarize.write_tables(directory, study)
+    (directory / "curves.csv").unlink()
+
+
 def record_problems(root: Path) -> list[str]:
     """Records whose page is not what their rows give."""
     problems = []
     for results in sorted(root.glob("records/*/results")):
         study, report = _study(results), results.parent / "report"
         with tempfile.TemporaryDirectory() as name:
-            summarize.write_dvc_files(Path(name), study)
-            summarize.write_tables(Path(name), study)
+            _report(study, Path(name))
             problems += [
                 f"{(report / path).relative_to(root)} is not what its rows say; {AGAIN}"
                 for path in _other_files(Path(name), report)
@@ -257,9 +264,7 @@ def problems(root: Path) -> list[str]:
 def write(root: Path) -> None:
     """Make the records' pages and all quotes again."""
     for results in sorted(root.glob("records/*/results")):
-        report = results.parent / "report"
-        _run("stages.summarize", results, report)
-        (report / "curves.csv").unlink()  # of DVC's own charts, which no record has: the rows once more
+        _report(_study(results), results.parent / "report")
     for directory in sorted({file.parent for file in root.glob("records/*/*.jsonl")}):
         _run("benchmarks.record", directory)
     for page in (page for pattern in PAGES for page in root.glob(pattern)):
