@@ -9,7 +9,7 @@ CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 
 def checks(c) -> list[Check]:
     """The rules of this file, for a Config."""
-    return [*_memory(c), *_deterministic(c), *_gradient_sums(c), *_step_graph(c)]
+    return [*_memory(c), *_budget(c), *_deterministic(c), *_gradient_sums(c), *_step_graph(c)]
 
 
 def _memory(c) -> list[Check]:
@@ -34,16 +34,26 @@ def _memory(c) -> list[Check]:
             "compile_fullgraph = false: not with activation_checkpointing = 'selective' and dropout > 0: a block "
             "that breaks into graphs would be recomputed with other masks; set it true",
         ),
-        *(
-            (
-                ("activation_checkpointing", name),
-                mode == "budget" and getattr(c.model, name) > 0,
-                f"activation_checkpointing = 'budget': not with {name} = {getattr(c.model, name):g}: what the "
-                "compiler computes again draws other random numbers, and gradients would be wrong (pytorch issue "
-                f"190758); set {name} = 0, or 'selective'",
-            )
-            for name in ("dropout", "embedding_dropout", "token_dropout", "output_dropout")
-        ),
+    ]
+
+
+def _budget(c) -> list[Check]:
+    """A compiled graph that keeps to a budget must draw no random numbers: what it computes again draws others.
+
+    Compiled blocks hold no dropout but `dropout`: all other kinds drop before the first block or after the last.
+    """
+    in_graph = ["dropout"]
+    if c.compile.compile != "blocks":
+        in_graph += ["embedding_dropout", "token_dropout", "output_dropout"]
+    return [
+        (
+            ("activation_checkpointing", "compile", name),
+            c.memory.activation_checkpointing == "budget" and getattr(c.model, name) > 0,
+            f"activation_checkpointing = 'budget': not with {name} = {getattr(c.model, name):g}: what the compiler "
+            f"computes again draws other random numbers, and gradients would be wrong (pytorch issue 190758); set "
+            f"{name} = 0, or 'selective'" + (", or compile = 'blocks'" if name != "dropout" else ""),
+        )
+        for name in in_graph
     ]
 
 

@@ -27,8 +27,9 @@ BUDGET = {"activation_checkpointing": "budget", "memory_budget": 0.3}
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile needs a C++ compiler and Python.h")
 def test_compiled_blocks_give_eagers_losses_and_prove_that_they_were_compiled(lab):
-    eager = lab.train(run="eager", steps=5)
-    compiled = lab.launch(run="compiled", steps=5, compile="blocks", **BUDGET)
+    outside = {"token_dropout": 0.1, "output_dropout": 0.1}  # of the blocks: a budget computes none of it again
+    eager = lab.train(run="eager", steps=5, **outside)
+    compiled = lab.launch(run="compiled", steps=5, compile="blocks", **BUDGET, **outside)
     for name in ("train_loss", "grad_norm"):
         assert column(compiled, name) == pytest.approx(column(eager, name), rel=1e-5)
     line = ledger(compiled)["compile"]
@@ -50,14 +51,25 @@ def test_a_budget_that_the_compiler_was_not_given():
         assert line.agrees == (budget == 0.3) and line.in_effect == f"a budget of {budget:g}"
 
 
-@pytest.mark.parametrize("name", ["dropout", "token_dropout", "output_dropout"])
-def test_a_budget_is_refused_with_dropout(name):
+@pytest.mark.parametrize(
+    ("compiled", "name"),
+    [("blocks", "dropout"), ("model", "dropout"), ("model", "token_dropout"), ("model", "output_dropout")],
+)
+def test_a_budget_is_refused_where_what_is_compiled_has_dropout(compiled, name):
     """The compiler would recompute it with other masks than the loss had."""
     message = (
         f"activation_checkpointing = 'budget': not with {name} = 0.1: what the compiler computes again draws"
     )
     with pytest.raises(ConfigError, match=message):
-        resolve({"compile": "blocks", **BUDGET, name: 0.1}, "test")
+        resolve({"compile": compiled, **BUDGET, name: 0.1}, "test")
+
+
+@pytest.mark.parametrize("changes", [{"token_dropout": 0.1}, {"output_dropout": 0.1}, {"model": "classifier"}])
+def test_a_budget_is_not_refused_for_dropout_outside_of_compiled_blocks(changes):
+    if changes.get("model") == "classifier":
+        changes = changes | {"embedding_dropout": 0.1, "dataset": "ag_news", "tokenizer": "frequent_words"}
+    found = resolve({"compile": "blocks", **BUDGET, **changes}, "test")
+    assert found.memory.activation_checkpointing == "budget"
 
 
 @pytest.mark.parametrize(
