@@ -85,7 +85,7 @@ def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, cla
         float8.convert(model)
     if config.training.gradient_sums == "fused":
         model.gradient_sums = GradientSums(model, AUTOCAST[config.training.precision], ranks.data_size)
-    apply_activation_checkpointing(
+    model.draws = apply_activation_checkpointing(
         model,
         config.memory,
         width=m.width,

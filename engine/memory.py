@@ -16,32 +16,34 @@ from torch.utils._pytree import tree_iter
 from engine import compiling
 from engine.config import Config, Memory
 from engine.ledger import Line
-from engine.random_replay import replayed
+from engine.random_replay import Draws, replayed
 
 
 def apply_activation_checkpointing(
     model: nn.Module, settings: Memory, *, width: int, dropout: float, compiled: bool = False
-) -> None:
+) -> Draws | None:
     """Wrap the blocks of `model` in place as the settings ask; `budget` is the compiler's work alone.
 
     width: of the residual stream. dropout: above 0, the recomputation replays the random numbers. compiled: the
-    compiler will see to them.
+    compiler will see to them. Returns the count of what is replayed, where that is engine/random_replay.py's work.
     """
     mode, keep_rng = settings.activation_checkpointing, dropout > 0
+    draws = Draws() if mode == "selective" and keep_rng and not compiled else None
     if mode == "selective":
-        keep_products_and_attention(model, width, keep_rng=keep_rng, compiled=compiled)
+        keep_products_and_attention(model, width, keep_rng=keep_rng, draws=draws)
     elif mode in ("full", "every_n"):
         from engine import titan
 
         titan.checkpoint_activations(model, mode, settings.checkpoint_every, keep_rng=keep_rng)
+    return draws
 
 
-def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool, compiled: bool) -> None:
+def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool, draws: Draws | None) -> None:
     """Selective activation checkpointing: keep what is dear to compute again, recompute the rest.
 
     Kept: every SDPA kernel's output, and every matrix product but those that end in the residual stream
     (`width` columns): nothing in the backward pass reads the last one of a block, and the other is the
-    cheapest for the bytes it takes.
+    cheapest for the bytes it takes. draws: counts the random operations that are replayed; None: none need be.
     """
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -55,7 +57,7 @@ def keep_products_and_attention(model: nn.Module, width: int, *, keep_rng: bool,
 
     def contexts():
         pair = create_selective_checkpoint_contexts(policy)
-        return replayed(pair) if keep_rng and not compiled else pair
+        return pair if draws is None else replayed(pair, draws)
 
     for i, block in enumerate(model.layers):
         model.layers[i] = checkpoint_wrapper(block, context_fn=contexts, preserve_rng_state=keep_rng)

@@ -6,17 +6,46 @@ after it would get others than in the forward pass, and gradients would be those
 """
 
 import contextlib
+from dataclasses import dataclass
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.config import Config
+from engine.ledger import Line
+
+
+@dataclass
+class Draws:
+    """Calls of random operations in the blocks of one model."""
+
+    forward: int = 0  # in forward passes that keep something for a backward pass
+    replayed: int = 0  # in recomputations, each from the state that it had in the forward pass
+
+
+def lines(draws: Draws | None, config: Config) -> list[Line]:
+    """Whether all draws were replayed, where blocks that draw are recomputed in part and not by the compiler."""
+    mode, dropout = config.memory.activation_checkpointing, config.model.dropout
+    if mode != "selective" or dropout == 0 or config.compile.compile != "none":
+        return []
+    found = draws or Draws()
+    return [
+        Line(
+            "random_replay",
+            "all draws of recomputed blocks",
+            f"{found.replayed} of {found.forward} draws replayed",
+            "random operations of the blocks, in forward passes and in recomputations of this process",
+            0 < found.forward == found.replayed,
+        )
+    ]
 
 
 class RandomStates(TorchDispatchMode):
     """Notes the generator's state before each random operation in `states`; or, if it `replays`, sets it to them."""
 
-    def __init__(self, states: list[torch.Tensor], *, replays: bool):
+    def __init__(self, states: list[torch.Tensor], draws: Draws, *, replays: bool):
         super().__init__()
-        self._states, self._replays, self._seen = states, replays, 0
+        self._states, self._draws, self._replays, self._seen = states, draws, replays, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -25,19 +54,22 @@ class RandomStates(TorchDispatchMode):
             if self._replays:
                 generator.set_state(self._states[self._seen])
                 self._seen += 1
+                self._draws.replayed += 1
             else:
                 self._states.append(generator.get_state())
+                self._draws.forward += 1
         return function(*args, **kwargs)
 
 
-def replayed(contexts: tuple) -> tuple:
+def replayed(contexts: tuple, draws: Draws) -> tuple:
     """The contexts of a block's forward pass and of its recomputation, with the same random numbers in both.
 
+    draws: where they are counted.
     The states are noted before what leaves operations out gets to see them, so that both passes note the same ones.
     """
     states: list[torch.Tensor] = []
     return tuple(
-        _both(RandomStates(states, replays=replays), context)
+        _both(RandomStates(states, draws, replays=replays), context)
         for context, replays in zip(contexts, (False, True), strict=True)
     )
 

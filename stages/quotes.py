@@ -10,11 +10,15 @@ A source is a study's results directory, or a file of the benchmarks' rows. In M
     <!-- end of quote -->               … to here
     <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
     <!-- quote: SOURCE verdicts -->     without costs and findings: of runs that shared a GPU
+    <!-- quote: SOURCE findings -->     the findings alone
     <!-- quote: SOURCE roadmap -->      a record's rows as the roadmap of techniques
     <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this; in
                                         PAGE-RECORD-NAME.svg where several records have a chart NAME
     <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
-                                        regular expression ROW finds; if ROW has groups, in what they match
+                                        regular expression ROW finds; if ROW has groups, in what they match. Lines
+                                        are of all that SOURCE says; or, where the page
+                                        quotes its verdicts and not all of it, of those
+    <!-- figures: SOURCE PART "ROW" --> of its epochs, verdicts, findings or roadmap
 
 A table of results outside a quote, and a sentence with measured figures without its source, are refused too.
 """
@@ -49,12 +53,11 @@ LEFT_BEHIND = (
     ".gitignore",
 )  # models and traces are no rows
 AGAIN = "python -m stages.quotes --write"
-QUOTE = re.compile(
-    r"<!-- quote: (\S+?)( epochs| verdicts| roadmap)? -->\n(.*?)<!-- end of quote -->", re.DOTALL
-)
+PART = "( epochs| verdicts| findings| roadmap)?"
+QUOTE = re.compile(rf"<!-- quote: (\S+?){PART} -->\n(.*?)<!-- end of quote -->", re.DOTALL)
 CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
 LARGEST_CHART = 200_000  # bytes: pages are read in a browser
-FIGURES = re.compile(r'<!-- figures: (\S+) "([^"]+)" -->')
+FIGURES = re.compile(rf'<!-- figures: (\S+){PART} "([^"]+)" -->')
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 TABLE = re.compile(r"─{20}")  # the line under the heads of every table of ours
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.])")
@@ -68,7 +71,7 @@ NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
 def source_text(root: Path, source: str, part: str = "") -> str:
     """The tables of a source, as they are printed.
 
-    part: "epochs", of the baseline's training; "verdicts", without costs and findings; or "roadmap".
+    part: "epochs", of the baseline's training; "verdicts", without costs and findings; "findings"; or "roadmap".
 
     Raises:
         ConfigError: there is no such source.
@@ -84,6 +87,8 @@ def source_text(root: Path, source: str, part: str = "") -> str:
         study = _study(path)
         if part == "epochs":
             summarize.show_course(console, study)
+        elif part == "findings":
+            summarize.show_findings(console, study)
         else:
             summarize.show(console, study, costs=part != "verdicts")
         lines = (line.rstrip() for line in page.getvalue().splitlines())
@@ -180,19 +185,22 @@ def page_problems(root: Path, page: Path) -> list[str]:
     text, name = page.read_text(encoding="utf-8"), page.relative_to(root)
     problems = [f"{name}: a quote is not what its rows say; {AGAIN}"] * (quoted(root, text) != text)
     problems += _chart_problems(root, page, text)
-    rest = QUOTE.sub("", text)
+    rest, costless = QUOTE.sub("", text), _quoted_without_costs(text)
     problems += [
         f"{name}: a table of results outside a quote: {line.strip()[:40]}…" for line in _tables(rest)
     ]
-    waiting: list[tuple[str, str]] = []  # markers that stand before their paragraph
+    waiting: list[tuple[str, str, str]] = []  # markers that stand before their paragraph
     for paragraph in re.split(r"\n\s*\n", re.sub(r"(?m)^    .*$", "", rest)):
-        sources = waiting + FIGURES.findall(paragraph)
+        sources = waiting + [
+            (source, part.strip() or "verdicts" * (source in costless), row)
+            for source, part, row in FIGURES.findall(paragraph)
+        ]
         prose = NOT_PROSE.sub("", COMMENT.sub("", paragraph))
         waiting = sources if not prose.strip() else []
         if sources:
             known = {number for source in sources for number in _numbers(root, *source)}
             problems += [
-                f"{name}: {number} is not in its rows ({'; '.join(' '.join(s) for s in sources)})"
+                f"{name}: {number} is not in its rows ({'; '.join(' '.join(filter(None, s)) for s in sources)})"
                 for number in DECIMAL.findall(prose)
                 if number not in known
             ]
@@ -201,16 +209,26 @@ def page_problems(root: Path, page: Path) -> list[str]:
     return problems
 
 
+def _quoted_without_costs(text: str) -> set[str]:
+    """Sources of which a page quotes verdicts and not all: a step time of theirs may be another run's doing."""
+    parts: dict[str, set[str]] = {}
+    for source, part, _ in QUOTE.findall(text):
+        parts.setdefault(source, set()).add(part.strip())
+    return {source for source, found in parts.items() if "verdicts" in found and "" not in found}
+
+
 def _tables(text: str) -> list[str]:
     """The heads of tables: the line before each rule."""
     lines = text.splitlines()
     return [lines[i - 1] for i in range(1, len(lines)) if TABLE.search(lines[i])]
 
 
-def _numbers(root: Path, source: str, row: str) -> set[str]:
-    """The decimal numbers in the lines of a source that `row` finds, or in its groups there."""
+def _numbers(root: Path, source: str, part: str, row: str) -> set[str]:
+    """The decimal numbers in the lines of a source's part that `row` finds, or in its groups there."""
     lines = [
-        (line, found) for line in source_text(root, source).splitlines() if (found := re.search(row, line))
+        (line, found)
+        for line in source_text(root, source, part).splitlines()
+        if (found := re.search(row, line))
     ]
     if not lines:
         raise ConfigError(f"no line has {row!r} in it", source)

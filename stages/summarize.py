@@ -116,10 +116,16 @@ def show(console: Console, study: summary.Summary, *, costs: bool = True) -> Non
         show_table(console, cost, tables.cost_table(study))
     for title, table in tables.outcome_tables(study):
         show_table(console, title, table)
-    for found in findings.findings(study) if costs else ():
-        console.print(f"- {found.text}")
+    if costs:
+        show_findings(console, study)
     for note in words.footnotes(study):
         console.print(f"* {note}")
+
+
+def show_findings(console: Console, study: summary.Summary) -> None:
+    """A line a finding."""
+    for found in findings.findings(study):
+        console.print(f"- {found.text}")
 
 
 def show_course(console: Console, study: summary.Summary) -> None:

@@ -27,7 +27,8 @@ BUDGET = {"activation_checkpointing": "budget", "memory_budget": 0.3}
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile needs a C++ compiler and Python.h")
 def test_compiled_blocks_give_eagers_losses_and_prove_that_they_were_compiled(lab):
-    outside = {"token_dropout": 0.1, "output_dropout": 0.1}  # of the blocks: a budget computes none of it again
+    # Outside of the blocks: what is computed again for the budget has none of it.
+    outside = {"token_dropout": 0.1, "output_dropout": 0.1}
     eager = lab.train(run="eager", steps=5, **outside)
     compiled = lab.launch(run="compiled", steps=5, compile="blocks", **BUDGET, **outside)
     for name in ("train_loss", "grad_norm"):
@@ -64,7 +65,9 @@ def test_a_budget_is_refused_where_what_is_compiled_has_dropout(compiled, name):
         resolve({"compile": compiled, **BUDGET, name: 0.1}, "test")
 
 
-@pytest.mark.parametrize("changes", [{"token_dropout": 0.1}, {"output_dropout": 0.1}, {"model": "classifier"}])
+@pytest.mark.parametrize(
+    "changes", [{"token_dropout": 0.1}, {"output_dropout": 0.1}, {"model": "classifier"}]
+)
 def test_a_budget_is_not_refused_for_dropout_outside_of_compiled_blocks(changes):
     if changes.get("model") == "classifier":
         changes = changes | {"embedding_dropout": 0.1, "dataset": "ag_news", "tokenizer": "frequent_words"}

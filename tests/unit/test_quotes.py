@@ -127,6 +127,27 @@ def test_verdicts_are_the_same_without_what_it_cost(root):
     assert "    Study quickstart: " in quotes.quoted(root, page(root))
 
 
+@pytest.mark.parametrize(
+    ("quoted", "part", "is_there"),
+    [
+        ([], "", True),
+        (["", " verdicts"], "", True),
+        ([" verdicts"], "", False),  # its runs shared a GPU, and nobody meant their step time
+        ([" verdicts"], " findings", False),
+        ([""], " verdicts", False),
+    ],
+)
+def test_a_figure_is_in_the_part_that_is_named_or_quoted(root, quoted, part, is_there):
+    row = "^(?: adamw|- ).*"
+    quotes_ = "".join(f"<!-- quote: {STUDY}{one} -->\n<!-- end of quote -->\n\n" for one in quoted)
+    said = f'<!-- figures: {STUDY}{part} "{row}" -->\nA step takes 132.1 ms.\n'
+    page(root, quotes.quoted(root, quotes_ + said))
+    searched = part or " verdicts"
+    assert problems(root) == [f"README.md: 132.1 is not in its rows ({STUDY}{searched} {row})"] * (
+        not is_there
+    )
+
+
 def test_a_record_has_rows_and_no_models(root):
     kept = {path.name for path in (root / STUDY).rglob("*")}
     assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept

@@ -6,13 +6,15 @@ made here.
 
 from pathlib import Path
 
+import pytest
 import torch
-from engine_runs import rows
+from engine_runs import ledger, rows
 from torch import nn
 
 from engine import memory
-from engine.config import Memory
+from engine.config import Memory, resolve
 from engine.memory import apply_activation_checkpointing
+from engine.random_replay import Draws, lines
 
 
 @torch.library.custom_op("plumbline_test::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -52,12 +54,13 @@ class Model(nn.Module):
         return x.sum()
 
 
-def trained(mode: str, monkeypatch) -> tuple[list[torch.Tensor], int]:
-    """Losses and gradients of two steps, and how often the kept operation drew."""
+def trained(mode: str, monkeypatch) -> tuple[list[torch.Tensor], int, Draws | None]:
+    """Losses and gradients of two steps, how often the kept operation drew again, and what was counted."""
     drawn = []
     monkeypatch.setattr(memory, "kept_operations", lambda: ({}, {torch.ops.plumbline_test.draw.default}))
     model = Model()
-    apply_activation_checkpointing(model, Memory(activation_checkpointing=mode), width=64, dropout=0.5)
+    settings = Memory(activation_checkpointing=mode)
+    draws = apply_activation_checkpointing(model, settings, width=64, dropout=0.5)
     torch.manual_seed(1)
     found = []
     for _ in range(2):
@@ -68,16 +71,17 @@ def trained(mode: str, monkeypatch) -> tuple[list[torch.Tensor], int]:
             loss.backward()
         drawn += [e for e in again.events() if e.name == "aten::rand_like"]
         found += [loss.detach(), *(block.weight.grad.clone() for block in model.layers)]
-    return found, len(drawn)
+    return found, len(drawn), draws
 
 
 def test_gradients_are_those_of_the_masks_of_the_forward_pass(monkeypatch):
-    expected, _ = trained("none", monkeypatch)
-    whole, again = trained("full", monkeypatch)
-    found, kept = trained("selective", monkeypatch)
+    expected, *_ = trained("none", monkeypatch)
+    whole, again, _ = trained("full", monkeypatch)
+    found, kept, draws = trained("selective", monkeypatch)
     assert again == 2 * 3 and kept == 0  # so that a state that nobody replays would be three draws behind
     for one, other in ((found, expected), (whole, expected)):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert draws == Draws(forward=2 * 3 * 4, replayed=2 * 3 * 4)  # steps × blocks × operations that draw
 
 
 def test_the_record_of_the_defect_has_its_rows_figures():
@@ -92,8 +96,37 @@ def test_the_record_of_the_defect_has_its_rows_figures():
 
 def test_without_replay_they_would_not_be(monkeypatch):
     """What this is for: the second dropout of each block would have the mask of the kept operation."""
-    monkeypatch.setattr(memory, "replayed", lambda pair: pair)
-    expected, _ = trained("none", monkeypatch)
-    found, _ = trained("selective", monkeypatch)
+    monkeypatch.setattr(memory, "replayed", lambda pair, _: pair)
+    expected, *_ = trained("none", monkeypatch)
+    found, *_ = trained("selective", monkeypatch)
     assert torch.equal(found[0], expected[0])
     assert not torch.equal(found[3], expected[3])
+
+
+def test_the_ledger_counts_the_draws(lab):
+    settings = {"activation_checkpointing": "selective", "dropout": 0.1, "micro_batch_size": 2, "steps": 4}
+    line = ledger(lab.train(run="replays", **settings))["random_replay"]
+    # of attention and of both branches, × layers × micro-batches × steps
+    assert line["agrees"] and line["in_effect"] == "48 of 48 draws replayed"
+
+
+def test_a_replay_that_is_off_is_told_by_the_ledger(lab, monkeypatch):
+    monkeypatch.setattr(memory, "replayed", lambda pair, _: pair)
+    line = ledger(lab.train(activation_checkpointing="selective", dropout=0.1, steps=3))["random_replay"]
+    assert not line["agrees"] and line["in_effect"] == "0 of 0 draws replayed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "draws", "agrees"),
+    [
+        ({}, Draws(9, 9), [True]),
+        ({}, Draws(9, 8), [False]),
+        ({}, None, [False]),
+        ({"dropout": 0.0}, None, []),
+        ({"compile": "blocks"}, None, []),
+        ({"activation_checkpointing": "full"}, None, []),
+    ],
+)
+def test_the_line_is_of_runs_that_must_replay(changes, draws, agrees):
+    config = resolve({"activation_checkpointing": "selective", "dropout": 0.1} | changes, "test")
+    assert [line.agrees for line in lines(draws, config)] == agrees
