@@ -22,13 +22,12 @@ BARS = ("peak_memory_gib", "activation_mib")
 NORM = "activation_norm_"  # columns of steps.csv, each with the number of its block
 MOST_BLOCKS = 4  # more than that: the first, the middle and the last
 MOST_PANELS = 12  # charts of blocks' gradient norms, or of layers' attention, one a run
-POINTS = 4000  # of all runs in one chart: many runs are drawn with fewer steps each
+# Steps in one chart: of a run; and of all its runs together, so that many are drawn with fewer steps each.
+MOST_POINTS, FEWEST_POINTS, POINTS_OF_ALL = 200, 40, 1500
 FRONTIER = (
     "Filled circles: no other run is at least as good in quality, speed and memory, by the means over seeds, and "
     "better in one."
 )
-
-
 NOISE = (
     "Single measurements scatter, and may be negative, which a logarithmic axis leaves out: see the findings."
 )
@@ -183,7 +182,7 @@ def _left_out(summary: Summary) -> str:
 
 def _curves(summary: Summary) -> list[Drawn]:
     results, runs = summary.results, list(summary.results.study.runs)
-    points = max(40, min(200, POINTS // max(len(summary.complete), 1)))
+    points = max(FEWEST_POINTS, min(MOST_POINTS, POINTS_OF_ALL // max(len(summary.complete), 1)))
     norms = [name for name in results.steps.columns if name.startswith(NORM)]
     shown = sorted(norms, key=lambda name: int(name.removeprefix(NORM)))
     if len(shown) > MOST_BLOCKS:

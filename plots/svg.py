@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import re
 from html import escape
+from itertools import pairwise
 
 import altair as alt
 
 LONG_DECIMAL = re.compile(r"(\.\d)\d+")
 GRADIENT = re.compile(r"\bgradient_\d+\b")
 PATH = re.compile(r'\bd="([^"]*)"')
+NUMBER = r"-?\d+(?:\.\d)?(?![\d.e])"
+LINES = re.compile(rf"L{NUMBER},{NUMBER}(?:L{NUMBER},{NUMBER})+")  # of a path, one after another
+POINT = re.compile(rf"L({NUMBER}),({NUMBER})")
 
 
 def svg(chart: alt.Chart | alt.LayerChart, prefix: str, description: str) -> str:
@@ -40,5 +44,21 @@ def _numbered_anew(text: str) -> str:
 
 
 def _rounded(path: re.Match[str]) -> str:
-    """A path to a tenth of a pixel, a third of its length."""
-    return 'd="' + LONG_DECIMAL.sub(r"\1", path[1]) + '"'
+    """A path to a tenth of a pixel, and its lines from point to point: a fifth of its length."""
+    text = LONG_DECIMAL.sub(r"\1", path[1])
+    return f'd="{LINES.sub(_from_point_to_point, text)}"'
+
+
+def _from_point_to_point(lines: re.Match[str]) -> str:
+    """Absolute lines as relative ones, after the first. In whole tenths, so that no rounding adds up."""
+    first, *_ = points = [(round(10 * float(x)), round(10 * float(y))) for x, y in POINT.findall(lines[0])]
+    steps = [(x - left, y - top) for (left, top), (x, y) in pairwise(points)]
+    return f"L{_tenths(first[0])},{_tenths(first[1])}l" + " ".join(
+        f"{_tenths(x)},{_tenths(y)}" for x, y in steps
+    )
+
+
+def _tenths(count: int) -> str:
+    """12 → 1.2, 5 → .5, 20 → 2."""
+    whole, rest = divmod(abs(count), 10)
+    return "-" * (count < 0) + (f"{whole or ''}.{rest}" if rest else str(whole))

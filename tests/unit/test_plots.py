@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import altair as alt
@@ -15,8 +16,8 @@ from dvc_render.vega import VegaRenderer
 from fake_results import write_study
 
 from metrics import frames, rows, summary, trade_offs
-from plots import charts, labels, offline, templates
-from plots.svg import svg
+from plots import charts, figures, labels, offline, templates
+from plots.svg import PATH, _rounded, svg
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +85,31 @@ def test_svg_says_what_it_is_and_keeps_paths_short():
     assert drawing.count("<title>") == drawing.count('role="img"') == 1
     paths = re.findall(r'\bd="([^"]*)"', drawing)
     assert paths and not any(re.search(r"\.\d\d", path) for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("M0,78.76L1.93,103.04L3.8,138.79L3.8,138L2,138.5Z", "M0,78.7L1.9,103l1.9,35.7 0,-.7 -1.8,.5Z"),
+        ("M1,2L3,4M5,6L7,8L9,8", "M1,2L3,4M5,6L7,8l2,0"),  # a gap
+        ("M2.5,0A2.5,2.5,0,1,1,-2.5,0", "M2.5,0A2.5,2.5,0,1,1,-2.5,0"),
+        ("M0,0L1,6.123e-15L2,2L3,1", "M0,0L1,6.1e-15L2,2l1,-1"),
+    ],
+)
+def test_a_line_is_written_from_point_to_point(path, short):
+    assert PATH.sub(_rounded, f'd="{path}"') == f'd="{short}"'
+
+
+def test_a_chart_has_fewer_points_of_each_run_the_more_runs_it_has(tmp_path):
+    runs = {f"run_{i}": {} for i in range(20)}
+    results = write_study(tmp_path, seeds=(1,), runs=runs, baseline="run_0")
+    [drawn] = [
+        one for one in figures.every(summary.summarize(rows.read(results))).values() if one.name == "lr"
+    ]
+    points = next(iter(drawn.chart.to_dict()["datasets"].values()))
+    steps = [row["step"] for row in points if row["run"] == "run_3"]
+    assert len(steps) == figures.POINTS_OF_ALL // 20 == 75
+    assert steps[0] == 1 and steps[-1] == 300 and {b - a for a, b in pairwise(steps)} == {4, 5}
 
 
 def _labels(*places):
