@@ -11,6 +11,7 @@ from engine.guards import Guard, step_unless
 from engine.loss_scale import LossScale
 from engine.objectives import scalar
 from engine.optimizers import counters
+from engine.optimizers.around_clipping import AroundClipping
 from engine.profiling import part
 from engine.pruning.masks import Pruner
 from engine.schedule import of_step
@@ -62,8 +63,8 @@ class Step:
     def stateful(self) -> dict:
         """What a checkpoint must hold besides weights, optimizer and random states."""
         found = {"guard": self.guard} | ({"loss_scale": self.loss_scale} if self.loss_scale else {})
-        history = getattr(self.optimizer, "history", None)  # kept beside each parameter's state
-        return found | ({"optimizer_history": history} if history else {})
+        around = isinstance(self.optimizer, AroundClipping)
+        return found | ({"optimizer_history": self.optimizer.history} if around else {})
 
     def set_lr(self, step: int) -> float:
         """Set every group's learning rate for `step`; return that of groups without a factor of their own."""
@@ -164,7 +165,7 @@ class Step:
             self.loss_scale.unscale(self.parameters)
         if self.pruner:
             self.pruner.mask_gradients()
-        if hasattr(self.optimizer, "before_clipping"):
+        if isinstance(self.optimizer, AroundClipping):
             self.optimizer.before_clipping()
         squares = self.block_norms.squares()  # of the same gradient as the norm of the whole
         return titan.clip_gradients(self.parameters, self.training.clip_norm), squares
@@ -172,7 +173,7 @@ class Step:
     def _update(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor | None:
         """Apply the gradients, unless the guard is against it, and clear them; return its verdict."""
         refused = self.guard.judge(loss, grad_norm) if self.guard.active else None
-        if hasattr(self.optimizer, "grad_norm"):
+        if isinstance(self.optimizer, AroundClipping):
             self.optimizer.grad_norm = grad_norm
         if self.pruner:
             self.pruner.before_update(grad_norm, refused)

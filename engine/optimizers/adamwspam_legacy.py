@@ -31,6 +31,7 @@ import torch
 from engine import split, titan
 from engine.ledger import Line
 from engine.memory import local
+from engine.optimizers.around_clipping import AroundClipping
 
 KEPT, NEEDED = 100, 10  # gradient norms
 ADDED = 1e-12  # to v
@@ -86,11 +87,8 @@ class History:
         return (count >= NEEDED) & ((norm - mean) / deviation > limit)  # a comparison with NaN is false
 
 
-class AdamWSPAMLegacy(torch.optim.AdamW):
-    """The step calls `before_clipping`, then clips, then sets `grad_norm`, then calls `step`.
-
-    By itself, `step` does the first and takes the norm of what is left; nothing else clips then.
-    """
+class AdamWSPAMLegacy(AroundClipping, torch.optim.AdamW):
+    """By itself, `step` calls `before_clipping` and takes the norm of what is left; nothing else clips then."""
 
     NAME = "adamwspam_legacy"
     COUNTERS = {  # noqa: RUF012
@@ -107,7 +105,6 @@ class AdamWSPAMLegacy(torch.optim.AdamW):
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         device = local(self.parameters[0]).device
         self.history = History(device)
-        self.grad_norm: torch.Tensor | None = None
         self.cut_first = self.steps_taken = (
             0  # in this process: steps whose gradients were cut before clip_norm
         )
