@@ -6,15 +6,13 @@ out: such a run is listed with its state and the reason, nothing else. What file
 
 from __future__ import annotations
 
-import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from metrics import checks, columns
+from metrics import checks, columns, files
 from metrics.checks import ResultsError
 from metrics.measures import AXES
 
@@ -128,7 +126,15 @@ def read(directory: Path) -> Results:
     study = _study(plan)
     runs = tuple(_run_seed(directory, study.name, run, seed) for run in study.runs for seed in study.seeds)
     done = [one for one in runs if one.state == "complete"]
-    steps = [_rows(directory, one, "steps.csv", columns.STEP_COLUMNS) for one in done]
+
+    def table(
+        name: str, wanted: tuple[str, ...], of: list[RunSeed], empty: tuple[str, ...] = ()
+    ) -> pl.DataFrame:
+        return _concat([_rows(directory, one, name, wanted) for one in of], empty or wanted)
+
+    def asked(setting: str) -> list[RunSeed]:
+        return [one for one in done if one.config.get(setting)]
+
     evals = [
         _rows(
             directory,
@@ -138,31 +144,17 @@ def read(directory: Path) -> Results:
         )
         for one in done
     ]
-    noise = [
-        _rows(directory, one, "noise_scale.csv", columns.NOISE_COLUMNS)
-        for one in done
-        if one.config.get("noise_scale_interval")
-    ]
-    attention = [
-        _rows(directory, one, "attention.csv", columns.ATTENTION_COLUMNS)
-        for one in done
-        if one.config.get("attention_sequences")
-    ]
-    device = [
-        _rows(directory, one, "device.csv", columns.DEVICE_COLUMNS)
-        for one in done
-        if one.config.get("monitor_interval")
-    ]
-    sparsity = [_rows(directory, one, "sparsity.csv", columns.SPARSITY_COLUMNS) for one in done if one.prunes]
     return Results(
         study,
         runs,
-        _concat(steps, columns.STEP_COLUMNS),
+        table("steps.csv", columns.STEP_COLUMNS, done),
         _concat(evals, columns.EVAL_COLUMNS),
-        _concat(noise, columns.NOISE_COLUMNS),
-        _concat(attention, columns.COUNT_COLUMNS),
-        _concat(device, columns.DEVICE_COLUMNS),
-        _concat(sparsity, columns.SPARSITY_COLUMNS),
+        table("noise_scale.csv", columns.NOISE_COLUMNS, asked("noise_scale_interval")),
+        table(
+            "attention.csv", columns.ATTENTION_COLUMNS, asked("attention_sequences"), columns.COUNT_COLUMNS
+        ),
+        table("device.csv", columns.DEVICE_COLUMNS, asked("monitor_interval")),
+        table("sparsity.csv", columns.SPARSITY_COLUMNS, [one for one in done if one.prunes]),
     )
 
 
@@ -170,24 +162,8 @@ def _labelled(metrics: dict[str, Any]) -> bool:
     return any(key in metrics for key in ("classes", "choices"))
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{path} is missing although the run is complete: run it again.") from None
-    except ValueError as error:
-        raise ResultsError(f"{path} is not valid JSON: {error}") from error
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = _json(path)
-    if not isinstance(value, dict):
-        raise ResultsError(f"{path} must hold one JSON object, got {type(value).__name__}")
-    return value
-
-
 def _study(path: Path) -> Study:
-    raw = _object(path)
+    raw = files.json_object(path)
     keys = ("study", "question", "baseline", "metric", "seeds", "dataset", "runs", "base")
     if absent := [key for key in keys if key not in raw]:
         raise ResultsError(f"{path} lacks {', '.join(absent)}: run the plan stage again (`dvc repro plan`).")
@@ -213,7 +189,7 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         return RunSeed(run, seed, "missing", "has not run")
     if not (home / "metrics.json").is_file():
         return RunSeed(run, seed, "incomplete", "interrupted or still running (no metrics.json)")
-    metrics = _object(home / "metrics.json")
+    metrics = files.json_object(home / "metrics.json")
     expected = {"study": study, "run": run, "seed": seed}
     checks.require_identity(home / "metrics.json", metrics, expected)
     plan = directory / "configs" / f"{run}-{seed}.toml"
@@ -235,109 +211,39 @@ def _run_seed(directory: Path, study: str, run: str, seed: int) -> RunSeed:
         home / "metrics.json", metrics, columns.LABELLED_METRIC_KEYS if labelled else columns.METRIC_KEYS
     )
     checks.require_budgets(home / "metrics.json", metrics)
-    test_path = directory / "test" / f"{run}-{seed}.json"
-    test = _object(test_path) if test_path.is_file() else {}
-    if test:
-        mine = {key: metrics[key] for key in (*expected, "config_sha256") if key in metrics}
-        checks.require_identity(test_path, test, mine)
-        if "reason" in test:  # why nothing was scored: there is no test text
-            test = {}
-        else:
-            checks.require_numbers(
-                test_path, test, columns.LABELLED_TEST_KEYS if labelled else columns.TEST_KEYS
-            )
-    config = _config(home / "config.toml")
+    mine = {key: metrics[key] for key in (*expected, "config_sha256") if key in metrics}
+    test = _test(directory / "test" / f"{run}-{seed}.json", mine, labelled)
+    config = files.config(home / "config.toml")
     checks.require_identity(home / "config.toml", config, expected)
-    ledger = _ledger(home / "ledger.json")
+    ledger = files.ledger(home / "ledger.json")
     return RunSeed(
         run,
         seed,
         "complete",
-        "",
-        metrics,
-        test,
-        ledger,
-        _events(home / "events.jsonl"),
-        _object(home / "env.json"),
-        config,
-        _samples(home / "samples.jsonl"),
-        _scaling(home / "scaling.json", config),
-        _latency(home / "latency.json", config, ledger),
+        metrics=metrics,
+        test=test,
+        ledger=ledger,
+        events=files.events(home / "events.jsonl"),
+        env=files.json_object(home / "env.json"),
+        config=config,
+        samples=files.samples(home / "samples.jsonl"),
+        scaling=files.scaling(home / "scaling.json", config),
+        latency=files.latency(home / "latency.json", config, ledger),
     )
 
 
-def _latency(
-    path: Path, config: dict[str, Any], ledger: tuple[dict[str, Any], ...] = ()
-) -> tuple[dict[str, float], ...]:
-    """The figures of each length; none where it was not asked for, or, as the ledger says, could not be measured."""
-    failed = {"what": "latency_lengths", "in_effect": "not measured"}.items()
-    if not config.get("latency_lengths") or any(failed <= line.items() for line in ledger):
-        return ()
-    found = _object(path).get("lengths")
-    if not isinstance(found, list) or not found:
-        raise ResultsError(
-            f"{path} must hold a list 'lengths' of objects with {', '.join(columns.LATENCY_KEYS)}"
-        )
-    for one in found:
-        checks.require_numbers(path, one if isinstance(one, dict) else {}, columns.LATENCY_KEYS)
-    return tuple(found)
+def _test(path: Path, mine: dict[str, Any], labelled: bool) -> dict[str, Any]:
+    """What the model scored on the test split; nothing where nobody scored it, or there is no such split.
 
-
-def _scaling(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What the run's probe timed; nothing where it was not asked to."""
-    if not config.get("scaling_probe_steps"):
+    mine: what says whose scores they must be.
+    """
+    found = files.json_object(path) if path.is_file() else {}
+    if found:
+        checks.require_identity(path, found, mine)
+    if not found or "reason" in found:  # why nothing was scored: there is no test text
         return {}
-    found = _object(path)
-    checks.require_scaling(path, found)
+    checks.require_numbers(path, found, columns.LABELLED_TEST_KEYS if labelled else columns.TEST_KEYS)
     return found
-
-
-def _ledger(path: Path) -> tuple[dict[str, Any], ...]:
-    entries = _object(path).get("entries")
-    keys = {"what", "requested", "in_effect", "how", "agrees"}
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and keys <= e.keys() for e in entries):
-        raise ResultsError(f"{path} must hold a list 'entries' of objects with {', '.join(sorted(keys))}")
-    return tuple(entries)
-
-
-def _events(path: Path) -> tuple[dict[str, Any], ...]:
-    """The objects of a file with one JSON object a line; none where there is no file."""
-    if not path.is_file():
-        return ()
-    events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise ResultsError(f"{path}, line {number}, is not valid JSON: {error}") from error
-        if not isinstance(event, dict):
-            raise ResultsError(f"{path}, line {number}, must be a JSON object, got {event!r}")
-        events.append(event)
-    return tuple(events)
-
-
-def _samples(path: Path) -> tuple[dict[str, Any], ...]:
-    samples = _events(path)
-    types = {"step": int, "prompt": str, "text": str}
-    for number, one in enumerate(samples, start=1):
-        if not isinstance(one, dict) or not all(isinstance(one.get(k), t) for k, t in types.items()):
-            raise ResultsError(
-                f"{path}, sample {number}, must have a whole number step and the texts prompt and text"
-            )
-    return samples
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The resolved settings, flat: the names are unique over the sections."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{path} is missing although the run is complete: run it again.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ResultsError(f"{path} is not valid TOML: {error}") from error
-    return {key: value for table in tables.values() for key, value in table.items()}
 
 
 def _rows(directory: Path, one: RunSeed, name: str, wanted: tuple[str, ...]) -> pl.DataFrame:

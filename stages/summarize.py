@@ -19,7 +19,7 @@ from rich.table import Table
 
 from metrics import (
     batches,
-    course,
+    course_frames,
     criteria,
     epochs,
     findings,
@@ -79,7 +79,7 @@ def write_tables(reports: Path, study: summary.Summary) -> Path:
         "grid.csv": grid_results.grid_frame(study),
         "sparsity.csv": pruning.layers(study.results),
     }
-    declared |= course.frames(study)
+    declared |= course_frames.frames(study)
     for name, frame in declared.items():
         (reports / name).unlink(missing_ok=True)  # of what the study declared before
         if not frame.is_empty():

@@ -6,7 +6,7 @@ import math
 import pytest
 from fake_results import write_json, write_study
 
-from metrics import course, criteria, epochs, findings, rows, summary
+from metrics import course, course_frames, criteria, epochs, findings, rows, summary
 from plots import course_tables, figures, outcome_tables
 from stages import summarize
 
@@ -99,7 +99,7 @@ def test_between_two_evaluations_a_loss_is_on_the_line(results):
     wanted = (1 - (300 / 1.05 - 250) / 50) * LN(12 / 10)
     assert sgd.comparison.estimate.mean == pytest.approx(wanted) and sgd.comparison.verdict == "worse"
     assert sgd.loss.mean - adamw.loss.mean == pytest.approx(wanted)
-    written = course.equal_seconds_frame(study).to_dicts()
+    written = course_frames.equal_seconds_frame(study).to_dicts()
     assert written[2]["difference_half_width"] == pytest.approx(0, abs=1e-9)
     assert "on the line between the evaluations around it" in course_tables.SECONDS
 
@@ -157,7 +157,8 @@ def test_the_time_to_a_loss_and_who_never_got_there(results):
 
 def test_files_have_the_ratios_and_intervals_of_their_tables(results):
     written = {
-        (row["run"], row["target"]): row for row in course.targets_frame(summarized(results)).to_dicts()
+        (row["run"], row["target"]): row
+        for row in course_frames.targets_frame(summarized(results)).to_dicts()
     }
     sgd = written["sgd", LN(11.5)]
     names = ("tokens_ratio", "tokens_ratio_low", "tokens_ratio_high")
@@ -216,7 +217,7 @@ def test_what_a_pruned_run_had_while_it_was_dense_is_not_its_best(results):
     assert by_run["sgd"].loss is None  # after 200 steps it was not there yet
     [cells] = [row for row in equal_seconds_rows(study) if row[0] == "sgd"]
     assert cells[-1] == "not at its target sparsity yet"
-    written = {row["run"]: row for row in course.equal_seconds_frame(study).to_dicts()}
+    written = {row["run"]: row for row in course_frames.equal_seconds_frame(study).to_dicts()}
     assert written["sgd"]["why_no_loss"] == "not at its target sparsity yet"
     assert summarized(results).of("sgd").estimates["best_val_loss"].mean == pytest.approx(LN(9.0))
     best = [row["step"] for row in epochs.epochs(study.results).to_dicts() if row["best"] == "yes"]
@@ -259,7 +260,7 @@ def test_a_criterion_may_be_a_ratio_and_about_the_time_to_a_loss(results):
 def test_a_study_that_does_not_ask_has_none(tmp_path):
     study = summarized(write_study(tmp_path))
     assert course_tables.course_tables(study) == [] and "perplexity_time" not in figures.every(study)
-    assert all(frame.is_empty() for frame in course.frames(study).values())
+    assert all(frame.is_empty() for frame in course_frames.frames(study).values())
     said = ("Baseline to beat", "At equal seconds")
     assert not [one for one in findings.findings(study) if one.text.startswith(said)]
 
@@ -280,7 +281,7 @@ def test_a_run_with_a_budget_of_its_own_is_in_no_ranking(results):
     ]
     for _, (_, cells) in course_tables.course_tables(study)[:2]:
         assert [row[0] for row in cells] == ["adamw", "adamw-checkpointing", "sgd (own budget)"]
-    assert course.course_frame(study)["not_ranked"].to_list() == [None, None, "own budget"]
+    assert course_frames.course_frame(study)["not_ranked"].to_list() == [None, None, "own budget"]
     captions = [one.caption for one in figures.every(study).values()]
     assert "Not drawn, for a budget of its own: sgd." in captions
     for found in (course.at_equal_seconds(study), course.to_targets(study)):

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from fake_results import write_json, write_study
 
-from metrics import attention, columns, devices, findings, latencies, rows, summary
+from metrics import attention, columns, devices, files, findings, latencies, rows, summary
 from metrics.columns import DEVICE_COLUMNS
 from metrics.rows import ResultsError
 from plots import attention_charts, figures, measured_tables, report, tables
@@ -129,7 +129,7 @@ def test_a_latency_file_that_is_not_one_is_named(tmp_path):
         rows.read(results)
     (results / "sgd-2" / "latency.json").unlink()
     line = {"what": "latency_lengths", "in_effect": "not measured"}
-    assert rows._latency(results / "sgd-2" / "latency.json", {"latency_lengths": [8]}, (line,)) == ()
+    assert files.latency(results / "sgd-2" / "latency.json", {"latency_lengths": [8]}, (line,)) == ()
     with pytest.raises(ResultsError, match=r"latency.json is missing although the run is complete"):
         rows.read(results)
 
@@ -247,7 +247,7 @@ def test_what_a_run_writes_is_what_is_read(lab, monkeypatch):
     device = read_table[columns.DEVICE_COLUMNS]
     assert device.columns == ["run", "seed", *columns.DEVICE_COLUMNS] and device.height > 0
     assert device["power_watts"].null_count() == device.height and device["process_memory_gib"].min() > 0
-    found = rows._latency(home / "latency.json", config)
+    found = files.latency(home / "latency.json", config)
     assert [one["length"] for one in found] == [8, 16] and set(found[0]) == set(columns.LATENCY_KEYS)
 
 
