@@ -2,10 +2,8 @@
 
 The run's own model, checkpointing, loss and optimizer go through whole steps on torch's fake tensors, so that what is
 alive at each moment is found, not estimated. Fakes are always CPU tensors, because a machine without CUDA cannot
-fake others; what differs on a GPU is in engine/dry_gpu.py, and compiled regions are in engine/dry_compile.py.
-
-It starts no process group and touches no device: what FSDP2 shards counts with this rank's share, and what it gathers
-for a while counts whole.
+fake others; what differs on a GPU is in engine/dry_gpu.py, compiled regions are in engine/dry_compile.py, and what
+other ranks change is in engine/dry_spread.py. It starts no process group and touches no device.
 """
 
 import contextlib
@@ -19,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine import dry_compile, dry_gpu, float8, objectives, parallel, tasks, tensor_parallel
+from engine import dry_compile, dry_gpu, dry_spread, float8, objectives, parallel, tasks
 from engine.config import Config
 from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
@@ -29,8 +27,6 @@ from engine.optimizers import LIBRARIES, OPTIMIZERS, groups, is_installed
 from engine.pruning.masks import Pruner
 from engine.step import AUTOCAST
 from engine.tape import Tape, Trace
-
-PREFETCHED = 2  # blocks whose weights FSDP2 has gathered at a time: the one that runs, and the next
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ def trace(config: Config, vocabulary_size: int, place: Place, micro: int, classe
     build = importlib.import_module(MODELS[config.model.model]).build
     with torch.device("meta"):
         model = build(config.model, vocabulary_size, config.logging.activation_norm_layers, classes)
-        _split(model, config.parallel.tensor_parallel)
+        dry_spread.keep_first_part(model, config.parallel.tensor_parallel)
     # Compiling fakes makes torch warn of what matters to real tensors alone.
     with warnings.catch_warnings(action="ignore"), FakeTensorMode(), _pretend(config, place) as tape:
         return DryRun(config, model, place, micro, tape).trace()
@@ -68,19 +64,6 @@ def _pretend(config: Config, place: Place) -> Iterator[Tape]:
         yield tape
 
 
-class FakeGroup:
-    """Stands in for a tensor-parallel process group, of which this process is the first."""
-
-    def __init__(self, size: int):
-        self._size = size
-
-    def rank(self) -> int:
-        return 0
-
-    def size(self) -> int:
-        return self._size
-
-
 class DryRun:
     """A model and its optimizer of fake tensors, and the steps they take."""
 
@@ -89,7 +72,7 @@ class DryRun:
         self.config, self.micro, self.tape = config, micro, tape
         self.on_gpu = place.device_type == "cuda"
         replicas, shards, tensor = parallel.sizes(config.parallel, place.ranks)
-        self.share, self.replicated = 1 / shards, config.parallel.data_parallel == "ddp" and replicas > 1
+        self.spread = dry_spread.Spread(config.parallel, replicas, shards, tape)
         self.sequences = config.training.batch_size // (replicas * shards)
         self.accumulation = min(2, self.sequences // micro)  # the second micro-batch meets gradients
         self.model = self._prepared(model, tensor)
@@ -98,7 +81,7 @@ class DryRun:
     def _prepared(self, model: nn.Module, tensor: int) -> nn.Module:
         """As build.build_model does it, but spread."""
         c = self.config
-        group = FakeGroup(tensor) if tensor > 1 else None
+        group = dry_spread.FakeGroup(tensor) if tensor > 1 else None
         model.loss = tasks.of(c).loss(c, model.vocabulary_size, group)
         _make_fake(model)
         if c.training.float8:
@@ -132,7 +115,7 @@ class DryRun:
         for state in self.optimizer.state.values():
             for value in state.values():
                 if isinstance(value, torch.Tensor):
-                    self.tape.relabel(value, ("optimizer", "optimizer state"), self.share)
+                    self.tape.relabel(value, ("optimizer", "optimizer state"), self.spread.share)
 
     def _to_host(self, tensor: torch.Tensor, _buffer) -> torch.Tensor:
         with self.tape.off():
@@ -143,7 +126,7 @@ class DryRun:
         tape, parameters = self.tape, list(self.model.parameters())
         with tape:
             for p in parameters:
-                tape.relabel(p, ("parameters", "parameters"), self.share)
+                tape.relabel(p, ("parameters", "parameters"), self.spread.share)
             for b in self.model.buffers():
                 tape.relabel(b, ("parameters", "buffers"))
             if self.model.gradient_sums:
@@ -152,15 +135,15 @@ class DryRun:
                 for copy in self.model.gradient_sums.held:
                     tape.relabel(copy, ("parameters", "copies for the products"))
             else:
-                self._watch_gradients(parameters)
+                self.spread.watch_gradients(self.model)
             if self.config.training.average_decay:
                 size = sum(p.untyped_storage().nbytes() for p in parameters)
-                tape.take(size * self.share, ("parameters", "averaged weights"))
+                tape.take(size * self.spread.share, ("parameters", "averaged weights"))
             pruner = Pruner(
                 self.model, self.optimizer, self.config.pruning, steps=self.config.training.steps, seed=0
             )
             for tensor in pruner.held:
-                tape.relabel(tensor, ("optimizer", "pruning masks"), self.share)
+                tape.relabel(tensor, ("optimizer", "pruning masks"), self.spread.share)
             self._step()
             self._name_state()
             if self.on_gpu:
@@ -178,8 +161,7 @@ class DryRun:
         if self.model.gradient_sums:
             self.model.gradient_sums.refresh()
         for i in range(self.accumulation):
-            self.is_last = i == self.accumulation - 1
-            with self._gathered():
+            with self.spread.micro_batch(is_last=i == self.accumulation - 1):
                 with self._autocast(), tape.labelled("activations", "residual stream"):
                     loss, _norms = self.model(inputs[i], targets[i], torch.ones(()))
                 tape.mark("forward")
@@ -196,70 +178,6 @@ class DryRun:
     def _autocast(self):
         dtype = AUTOCAST.get(self.config.training.precision)
         return torch.autocast("cpu", dtype, enabled=dtype is not None)
-
-    def _watch_gradients(self, parameters: list) -> None:
-        """Name gradients as such; DDP has a place for each, and FSDP2 shards them, one block after another."""
-        label = ("gradients", "gradients")
-        if self.replicated:
-            buckets = {p: torch.empty_like(p) for p in parameters}
-            for bucket in buckets.values():
-                self.tape.relabel(bucket, label)
-        elif self.share < 1:
-            by_block = self.config.parallel.shard_unit == "block"
-            blocks = self.model.layers if by_block else []
-            self._groups = [Group(list(block.parameters()), self) for block in blocks]
-            grouped = {p for group in self._groups for p in group.parameters}
-            self._groups.append(Group([p for p in parameters if p not in grouped], self))
-            return
-        for p in parameters:
-            if self.replicated:
-                p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", buckets[p]))
-            else:
-                p.register_post_accumulate_grad_hook(lambda p: self.tape.relabel(p.grad, label))
-
-    @contextlib.contextmanager
-    def _gathered(self) -> Iterator[None]:
-        """The weights that FSDP2 holds whole during a forward and a backward pass."""
-        if self.share == 1:
-            yield
-            return
-        *blocks, root = (group.bytes for group in self._groups)
-        count = PREFETCHED if self.config.parallel.reshard_after_forward else len(blocks)
-        with self.tape.held(sum(blocks[:count]) + root, ("temporary", "gathered weights")):
-            yield
-            for group in self._groups:
-                group.finish()
-
-
-class Group:
-    """Parameters that FSDP2 gathers together, and whose gradients it reduces together."""
-
-    def __init__(self, parameters: list, run: DryRun):
-        self.parameters, self.bytes = parameters, sum(p.nbytes for p in parameters)
-        self._run, self._left, self._buffer = run, len(parameters), None
-        for p in parameters:
-            p.register_post_accumulate_grad_hook(self._arrived)
-
-    def _arrived(self, p: torch.Tensor) -> None:
-        """A gradient is whole until the last of its group is there; then all are sent in one buffer."""
-        tape = self._run.tape
-        tape.relabel(p.grad, ("gradients", "gradients"))
-        self._left -= 1
-        if self._left:
-            return
-        self._left = len(self.parameters)
-        if self._run.is_last:
-            for group in self._run._groups:
-                group.finish()
-            self._buffer = tape.take(self.bytes, ("temporary", "gradients on their way"))
-            for q in self.parameters:
-                tape.relabel(q.grad, ("gradients", "gradients"), self._run.share)
-
-    def finish(self) -> None:
-        """The buffer is freed when the next group has filled its own."""
-        if self._buffer is not None:
-            self._run.tape.give(self._buffer)
-            self._buffer = None
 
 
 class EightBit(torch.optim.Optimizer):
@@ -281,21 +199,6 @@ class EightBit(torch.optim.Optimizer):
 
 def _copied(tensor: torch.Tensor, _device) -> torch.Tensor:
     return torch.empty_like(tensor)
-
-
-def _split(model: nn.Module, size: int) -> None:
-    """Leave the first of `size` tensor-parallel parts of every matrix in `model`."""
-    if size == 1:
-        return
-    for name, parameter in list(model.named_parameters()):
-        owner, _, own = name.rpartition(".")
-        if owner.endswith((*tensor_parallel.COLUMNS, *tensor_parallel.VOCABULARY)):
-            part = parameter.chunk(size)[0]
-        elif owner.endswith(tensor_parallel.ROWS) and own == "weight":
-            part = parameter.chunk(size, dim=1)[0]
-        else:
-            continue
-        setattr(model.get_submodule(owner), own, nn.Parameter(part.detach().clone()))
 
 
 def _make_fake(model: nn.Module) -> None:

@@ -180,7 +180,7 @@ def statistics_and_gradient_(
         one = (
             torch.ones_like(statistics[1]) if scale is None else scale.to(work.dtype).expand_as(statistics[1])
         )
-        work.mul_(_of_counted(one / statistics[1], targets, vocabulary.size)[:, None])
+        work.mul_(of_counted(one / statistics[1], targets, vocabulary.size)[:, None])
         work.scatter_add_(1, column, -(one * is_here)[:, None])
         if work is not logits:
             logits.copy_(work)
@@ -191,10 +191,10 @@ def _summed_loss(statistics: list[torch.Tensor], targets: torch.Tensor, size: in
     if not statistics:
         return torch.zeros((), device=targets.device)
     largest, total, target_logit = torch.cat(statistics, dim=1)
-    return _of_counted(largest + total.log() - target_logit, targets, size).sum()
+    return of_counted(largest + total.log() - target_logit, targets, size).sum()
 
 
-def _of_counted(values: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
+def of_counted(values: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
     """`values` (N,) where the target is a class, 0 where it is IGNORED, NaN where it is neither."""
     missing = torch.where(targets == IGNORED, 0.0, float("nan")).to(values.dtype)
     return torch.where((targets >= 0) & (targets < size), values, missing)
@@ -227,57 +227,6 @@ class ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         return upstream * ctx.saved_tensors[0], None
-
-
-# --- logits kept whole, their vocabulary split over a group
-
-
-class _Replicated(torch.autograd.Function):
-    """The same tensor, used by every process of a group: gradients are summed over the group."""
-
-    @staticmethod
-    def forward(ctx, tensor, group):
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return parallel.summed(gradient.clone(memory_format=torch.contiguous_format), ctx.group), None
-
-
-class _Summed(torch.autograd.Function):
-    """The sum over a group, on every process of it: each part's gradient is that of the sum."""
-
-    @staticmethod
-    def forward(ctx, tensor, group):
-        return parallel.summed(tensor.clone(), group)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None
-
-
-def split_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocabulary: Vocabulary
-) -> torch.Tensor:
-    """Summed cross-entropy in fp32 of (hidden (N, C), weight (rows, C), targets (N,)), by autograd alone.
-
-    For a vocabulary that is split over a group; this process's logits are kept whole.
-    """
-    first, classes = vocabulary.part(len(weight))
-    logits = (_Replicated.apply(hidden, vocabulary.group) @ weight.t()).float()  # (N, rows)
-    padding = torch.arange(len(weight), device=logits.device) >= classes
-    logits = logits.masked_fill(padding, float("-inf"))
-    column = targets - first
-    is_here = (column >= 0) & (column < classes)
-    own = logits.gather(1, torch.where(is_here, column, 0)[:, None])[:, 0]
-    largest = parallel.largest(logits.detach().amax(1), vocabulary.group)
-    parts = torch.stack([(logits - largest[:, None]).exp().sum(1), torch.where(is_here, own, 0)])
-    total, target_logit = _Summed.apply(parts, vocabulary.group)
-    return _of_counted(largest + total.log() - target_logit, targets, vocabulary.size).sum()
-
-
-# --- the ledger
 
 
 def lines(objective, settings: Training, tokens_in_forward: int) -> list[Line]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from engine import losses
+from engine import losses, split_vocabulary
 from engine.config import SETTINGS, Training
 from engine.data.batches import IGNORED
 
@@ -110,7 +110,7 @@ class NextToken(OneSum, nn.Module):
         if self.vocabulary.group is None:
             return self._whole(hidden, weight, targets, self.vocabulary.size)
         with torch.autocast(hidden.device.type, enabled=False):
-            return losses.split_cross_entropy(
+            return split_vocabulary.cross_entropy(
                 hidden.flatten(0, 1), weight, targets.flatten(), self.vocabulary
             )
 

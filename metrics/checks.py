@@ -1,6 +1,7 @@
 """Whether a file of results is what its place says: of that run, with the settings planned, its steps in order.
 
-Used by `metrics.rows` and `metrics.files`, the only readers. Must not repair or leave out anything: what is wrong is refused.
+Used by `metrics.rows` and `metrics.files`, the only readers. Must not repair or leave out anything: what is wrong
+is refused.
 """
 
 from __future__ import annotations
