@@ -7,7 +7,7 @@ everything on without it. So no combined effect is credited to one technique.
 import itertools
 from dataclasses import dataclass, field
 
-from benchmarks.sizes import BEST
+from benchmarks.recipes import BEST
 
 ON = "on"
 

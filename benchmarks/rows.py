@@ -3,8 +3,9 @@
 import statistics
 
 from benchmarks.race import outcome
-from benchmarks.sizes import Size, peak_flops
+from benchmarks.sizes import Size
 
+PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12}  # dense bf16, NVIDIA's data sheets
 LOSS_TOLERANCE = (
     0.7  # nats: how far a first loss may be from ln(vocabulary); Llama's initial weights give 0.5 more
 )
@@ -64,3 +65,8 @@ def loss_problems(measured: dict, chance: float) -> list[str]:
     if not abs(first - chance) <= LOSS_TOLERANCE:  # NaN too
         return [f"first loss {first:.3f}, where chance is {chance:.3f}"]
     return [] if last < first else [f"loss did not fall: {first:.3f} → {last:.3f}"]
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The nominal peak of the device, or None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)

@@ -1,12 +1,11 @@
-"""The task that every peer is given: shape of the model, tokens of a step, and the engine's settings for it.
+"""The task that every peer is given: shape of the model, and tokens of a step.
 
-A size says what is computed. How a peer computes it (precision, compile) is the best that it offers there.
+A size says what is computed. How a peer computes it (precision, compile) is the best that it offers there; the
+engine's is in benchmarks/recipes.py.
 """
 
 import math
 from dataclasses import dataclass
-
-from benchmarks.recipes import CHAR
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,14 @@ class Size:
     width: int
     context: int  # tokens; of dialogues with the reply
     micro_batch: int  # sequences, or dialogues, in one forward pass
-    accumulation: int  # forward passes in one step
     tokenizer: str  # words or chars
     vocabulary: int  # of the synthetic text
     lr: float
     warmup: int  # steps before the timed ones
     steps: int  # timed steps
-    repeats: int  # each peer runs so often, in turns
     limit_seconds: int  # for one run of one peer
+    accumulation: int = 1  # forward passes in one step
+    repeats: int = 1  # each peer runs so often, in turns
     train_tokens: int = 0  # of the synthetic text, where there is one
     row_multiple: int = 1  # embedding rows are padded to a multiple of this
     classes: int = 0  # of AG News' rows, which have a label; 0: a text
@@ -84,13 +83,17 @@ class Size:
 GPT2_124M = {"layers": 12, "heads": 12, "width": 768}
 
 
+def _smoke(name: str, **own) -> Size:
+    """A task that only shows that everything runs."""
+    return Size(name=name, device="cpu", heads=2, limit_seconds=60, **own)
+
+
 def _classifier(name: str, **shape: int) -> Size:
     return Size(
         name=name,
         device="cuda",
         **shape,
         micro_batch=480,
-        accumulation=1,
         tokenizer="frequent_words",
         vocabulary=20_000,
         lr=1e-3,
@@ -114,7 +117,6 @@ SIZES = {
             width=128,
             context=64,
             micro_batch=12,
-            accumulation=1,
             tokenizer="chars",
             vocabulary=65,
             train_tokens=1_000_000,
@@ -139,7 +141,6 @@ SIZES = {
             lr=6e-4,
             warmup=5,
             steps=15,
-            repeats=1,
             limit_seconds=400,
         ),
         # The roadmap's: GPT-2 124M with 16,384 tokens a step, so that a plain fp32 loop fits and takes no minutes
@@ -149,14 +150,12 @@ SIZES = {
             **GPT2_124M,
             context=1024,
             micro_batch=16,
-            accumulation=1,
             tokenizer="words",
             vocabulary=50258,  # even, so that two processes can split it
             train_tokens=1_000_000,
             lr=6e-4,
             warmup=5,
             steps=15,
-            repeats=1,
             limit_seconds=240,
         ),
         # A race: nanoGPT's config/train_shakespeare_char.py, to the loss that it was measured to reach
@@ -168,7 +167,6 @@ SIZES = {
             width=384,
             context=256,
             micro_batch=64,
-            accumulation=1,
             tokenizer="chars",
             vocabulary=65,
             lr=1e-3,
@@ -179,23 +177,17 @@ SIZES = {
             target_loss=1.4731,
             eval_interval=50,
         ),
-        # Only shows that a race runs
-        Size(
-            name="char_smoke",
-            device="cpu",
+        _smoke(
+            "char_smoke",
             layers=1,
-            heads=2,
             width=16,
             context=32,
             micro_batch=4,
-            accumulation=1,
             tokenizer="chars",
             vocabulary=65,
             lr=1e-3,
             warmup=2,
             steps=8,
-            repeats=1,
-            limit_seconds=60,
             target_loss=4.0,
             eval_interval=5,
         ),
@@ -220,11 +212,9 @@ SIZES = {
             limit_seconds=240,
             choices=8,
         ),
-        Size(
-            name="persona_smoke",
-            device="cpu",
+        _smoke(
+            "persona_smoke",
             layers=1,
-            heads=2,
             width=16,
             context=200,
             micro_batch=2,
@@ -234,16 +224,11 @@ SIZES = {
             lr=1e-2,
             warmup=2,
             steps=6,
-            repeats=1,
-            limit_seconds=60,
             choices=3,
         ),
-        # Only shows that everything runs
-        Size(
-            name="smoke",
-            device="cpu",
+        _smoke(
+            "smoke",
             layers=2,
-            heads=2,
             width=32,
             context=16,
             micro_batch=4,
@@ -255,8 +240,6 @@ SIZES = {
             lr=1e-2,
             warmup=3,
             steps=9,
-            repeats=1,
-            limit_seconds=60,
         ),
     )
 }
@@ -274,88 +257,3 @@ def peers(size: Size) -> tuple[str, ...]:
     if size.choices:
         return OF_DIALOGUES
     return OF_CLASSES if size.classes else OF_TEXT
-
-
-def best(size: Size) -> dict:
-    """The engine's settings of BEST that have an effect on the task; in a race its recipe."""
-    if size.target_loss:
-        return race_settings(size)
-    if size.choices and size.device == "cuda":
-        return BEST_OF_DIALOGUES
-    return {"precision": "bf16", "compile": "model", "tf32": True} if size.classes else BEST[size.device]
-
-
-def race_settings(size: Size) -> dict:
-    """The recipe, evaluated often, with nothing else between its steps; on a CPU only as many steps as there are."""
-    found = CHAR | {"eval_interval": size.eval_interval, "eval_tokens": 0, "checkpoint_interval": 0}
-    found |= {"eval_batch_size": size.micro_batch, "micro_batch_size": 0}
-    if size.device == "cpu":
-        found |= {"precision": "fp32", "compile": "none", "tf32": False}
-        found |= {"steps": size.total_steps, "warmup_steps": 2, "batch_size": size.micro_batch}
-    return found
-
-
-# The engine at its best on each device. Anything not here or in `engine_settings` is its default.
-BEST = {
-    "cpu": {},
-    "cuda": {
-        "precision": "bf16",
-        "residual_precision": "bf16",
-        "loss_kernel": "fused",
-        "gradient_sums": "fused",
-        "compile": "model",
-        "attention": "cudnn",
-        "tf32": True,
-        "allocator": "expandable_segments",
-    },
-}
-
-BEST_OF_DIALOGUES = {
-    name: BEST["cuda"][name] for name in ("precision", "residual_precision", "compile", "tf32")
-}
-BEST_OF_DIALOGUES |= {"shared_context": True, "loss_kernel": "fused", "allocator": "expandable_segments"}
-
-
-def engine_settings(size: Size, data: dict) -> dict:
-    """The engine's flat settings for this task, without those of BEST. `data`: where the text is.
-
-    Checkpoints and progress lines are on, as in a real run.
-    """
-    own = {"pad_vocabulary_to": size.row_multiple, "bias": False, "eval_tokens": 8 * size.context}
-    if size.classes:  # as in the study, but for its dropout of tokens
-        own = {"model": "classifier", "norm_placement": "post", "positions": "sinusoidal", "dropout": 0.1}
-    if size.choices:
-        own = {
-            "model": "double_heads",
-            "pad_vocabulary_to": size.row_multiple,
-            "dropout": 0.1,
-            "clip_norm": 0.0,
-        }
-        own |= {"weight_decay": 0.0}
-    return {
-        "device": size.device,
-        **data,
-        **own,
-        "layers": size.layers,
-        "heads": size.heads,
-        "width": size.width,
-        "mlp_width": size.mlp_width,
-        "context": size.context,
-        "lr": size.lr,
-        "schedule": "constant",
-        "warmup_steps": size.lr_warmup_steps,
-        "steps": size.total_steps,
-        "batch_size": size.samples,
-        "micro_batch_size": size.micro_batch,
-        "eval_interval": size.total_steps,
-        "eval_batch_size": 8,
-        "checkpoint_interval": math.ceil(size.total_steps / 2),
-    }
-
-
-PEAK_FLOPS = {"H200": 989e12, "H100 80GB HBM3": 989e12}  # dense bf16, NVIDIA's data sheets
-
-
-def peak_flops(device_name: str) -> float | None:
-    """The nominal peak of the device, or None where it is not known."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)

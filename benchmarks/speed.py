@@ -23,8 +23,9 @@ from benchmarks.data import make_tokens
 from benchmarks.factorial import EXPERIMENTS, Experiment
 from benchmarks.machine import facts
 from benchmarks.peers import PEERS
+from benchmarks.recipes import best, engine_settings
 from benchmarks.rows import complete
-from benchmarks.sizes import SIZES, Size, best, engine_settings, peers
+from benchmarks.sizes import SIZES, Size, peers
 from benchmarks.table import tables
 from benchmarks.task import Task
 from benchmarks.techniques import ROADMAP

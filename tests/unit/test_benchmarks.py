@@ -12,9 +12,10 @@ from benchmarks import process
 from benchmarks.data import make_tokens
 from benchmarks.factorial import EXPERIMENTS, Experiment
 from benchmarks.peers import PEERS, engine, nanogpt
+from benchmarks.recipes import engine_settings
 from benchmarks.record import main as record
 from benchmarks.rows import complete
-from benchmarks.sizes import SIZES, engine_settings
+from benchmarks.sizes import SIZES
 from benchmarks.speed import chosen_size, experiment_jobs, main, parse
 from benchmarks.table import read, tables
 from benchmarks.task import Task

@@ -11,8 +11,9 @@ from engine_runs import prose
 
 from benchmarks.data import make_tokens
 from benchmarks.peers import padded
+from benchmarks.recipes import best, engine_settings
 from benchmarks.rows import complete
-from benchmarks.sizes import SIZES, best, engine_settings, peers
+from benchmarks.sizes import SIZES, peers
 from benchmarks.task import Task
 from engine.config import resolve
 from engine.data.choices import Choices

@@ -12,8 +12,9 @@ from test_studies import composed
 from benchmarks.data import make_tokens
 from benchmarks.peers import nanogpt_char
 from benchmarks.race import evaluations, outcome
+from benchmarks.recipes import best, engine_settings
 from benchmarks.rows import complete
-from benchmarks.sizes import SIZES, best, engine_settings, peers
+from benchmarks.sizes import SIZES, peers
 from benchmarks.speed import chosen_size, parse
 from benchmarks.table import tables
 from benchmarks.task import Missing, Task

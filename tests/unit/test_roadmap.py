@@ -11,8 +11,9 @@ from test_studies import composed
 
 from benchmarks import roadmap
 from benchmarks.catalogue import ANY, CATALOGUE, Technique
+from benchmarks.recipes import engine_settings
 from benchmarks.rows import complete, paging_problems
-from benchmarks.sizes import SIZES, engine_settings
+from benchmarks.sizes import SIZES
 from benchmarks.speed import experiment_jobs, experiments_of
 from benchmarks.techniques import ALL_ON, ROADMAP, SLOTS
 from engine.config import SETTINGS, resolve
