@@ -57,7 +57,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *placement.lines(run.model, config.parallel, seen.ranks),
         *batch(config, seen, run.task.targets_per_sample(config), run.task.tokens_per_sample(config)),
         *precision(config, seen),
-        *evaluation(config, run.evaluated_in),
+        *evaluation(config, run.evaluations.dtype),
         *loss_scale(config, run.step.loss_scale),
         *gradient_sums.lines(
             model.gradient_sums,
@@ -87,9 +87,9 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.lengths.lines(),
         *run.curriculum.lines(),
         *run.monitor.lines(),
-        *run.attention.lines(run.evaluations),
+        *run.attention.lines(run.evaluations.count),
         *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),
-        *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations),
+        *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations.count),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),
     ]

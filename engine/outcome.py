@@ -16,7 +16,7 @@ def diverged(run, end: Diverged) -> None:
         run.recorder.flush()
         run.monitor.write(run.directory, end.step)
         run.write_beside()
-        for table in (run.recorder.table, run.evals):
+        for table in (run.recorder.table, run.evaluations.table):
             table.cut(end.step)
         for beside in run.beside:
             beside.cut(run.directory, end.step)
@@ -61,7 +61,9 @@ def _save_model(run) -> None:
 
 def _summary(run, data_order: str) -> dict:
     rows = run.recorder.table.read()
-    evals = [{name: float(row[name]) for name in run.task.EVAL_COLUMNS} for row in run.evals.read()]
+    evals = [
+        {name: float(row[name]) for name in run.task.EVAL_COLUMNS} for row in run.evaluations.table.read()
+    ]
     seconds = probes.steady([float(row["step_seconds"]) for row in rows])
     last, tokens = [float(row["train_loss"]) for row in rows[-10:]], run.tokens_seen(len(rows) - 1)
     return {
@@ -73,11 +75,11 @@ def _summary(run, data_order: str) -> dict:
         "tokens": tokens,
         "train_loss": sum(last) / len(last),
         **_validation(run, evals),
-        **run.sparsity.figures(run.directory, run.evals.read(), run.parameter_count),
+        **run.sparsity.figures(run.directory, run.evaluations.table.read(), run.parameter_count),
         **evaluated(
             run.config,
             run.tokens.validation,
-            run.evaluated_in,
+            run.evaluations.dtype,
             limit=run.config.evaluation.eval_tokens,
         ),
         "data_order_sha256": data_order,
@@ -121,7 +123,7 @@ def _memory(run, rows: list[dict]) -> dict[str, float | None]:
     return {
         "peak_memory_gib": max(peaks) if peaks else _scaled(run.memory.peak_bytes, 2**30),
         "peak_reserved_gib": _scaled(reserved, 2**30),
-        "eval_peak_memory_gib": _scaled(run.eval_peak_bytes, 2**30),
+        "eval_peak_memory_gib": _scaled(run.evaluations.peak_bytes, 2**30),
         "activation_mib": _scaled(run.memory.activation_bytes, 2**20),
     }
 

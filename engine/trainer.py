@@ -31,6 +31,7 @@ from engine.data import curriculum
 from engine.data.batches import Prefetcher
 from engine.data.prepare import Tokens
 from engine.environment import describe
+from engine.evaluations import Evaluations
 from engine.guards import Diverged
 from engine.ledger import as_dict
 from engine.memory import StepMemory
@@ -44,8 +45,6 @@ from engine.pruning.sparsity import Sparsity
 from engine.samples import Sampler
 from engine.shards import Shards
 from engine.step import Step
-
-EVAL_TRAIN_COLUMNS = ("eval_train_loss", "eval_train_accuracy")  # of evals.csv, with eval_train_rows
 
 
 def run(config: Config, tokens: Tokens) -> None:
@@ -80,9 +79,7 @@ class Trainer:
         t = config.training
         self.task = tasks.of(config)
         self.order = self.task.train_order(tokens, config)
-        rows = config.evaluation.eval_train_rows
-        self.scored_train = tokens.train.first(rows) if rows else None
-        self.of_train = EVAL_TRAIN_COLUMNS if rows else ()
+        self.evaluations = Evaluations(config, self.task, tokens, ranks)
         self.shards = Shards(self.order, config.parallel, ranks)
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.lengths = lengths.Lengths(t, config.model.context)
@@ -123,9 +120,6 @@ class Trainer:
         )
         self.seconds = {"eval_seconds": 0.0, "checkpoint_seconds": 0.0}  # since this process started
         self.seconds |= {"noise_scale_seconds": 0.0} if self.noise.interval else {}
-        self.eval_peak_bytes: int | None = None
-        self.evaluated_in: torch.dtype | None = None  # of the newest evaluation
-        self.evaluations = 0  # in this process
         self.steps_taken = 0
         self.waits: list[float] = []  # for data, of each step in this process
         self.seen: observed.Observed | None = None
@@ -186,7 +180,8 @@ class Trainer:
             self._report(step)
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"), self.average.in_place():
-                self._evaluate(step)
+                self.evaluations.add(step, self.tokens_seen(step), self.model)
+                self.sparsity.note(step)
                 self.attention.note(step, self.tokens_seen(step), self.model, self.optimizer)
                 if self.ranks.is_first:
                     self.write_beside()
@@ -244,8 +239,7 @@ class Trainer:
             rundir.write_json(self.directory / "env.json", environment)
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             vocabulary.keep(self.tokens.directory, self.directory)
-            columns = ["step", "tokens_seen", *self.task.EVAL_COLUMNS, *self.of_train]
-            self.evals = rundir.Table(self.directory / "evals.csv", columns)
+            self.evaluations.open(self.directory)
             self.recorder = probes.Recorder(
                 self.directory,
                 self.ranks.device,
@@ -384,37 +378,6 @@ class Trainer:
             tokens_per_second=round(self.tokens_seen(0) / seconds),
             seconds_left=round(left, 1),
         )
-
-    def _evaluate(self, step: int) -> None:
-        on_gpu = self.ranks.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.ranks.device)
-        scores = self.task.evaluate(
-            self.model,
-            self.tokens.validation,
-            self.config,
-            self.ranks,
-            limit=self.config.evaluation.eval_tokens,
-        )
-        found = {name: scores[name.removeprefix("val_")] for name in self.task.EVAL_COLUMNS}
-        if self.of_train:
-            scores = self.task.evaluate(self.model, self.scored_train, self.config, self.ranks)
-            found |= {name: scores[name.removeprefix("eval_train_")] for name in self.of_train}
-        self.evaluations += 1
-        self.sparsity.note(step)
-        self.evaluated_in = parallel.unwrapped(self.model).loss.operand_dtype
-        if on_gpu:
-            peak = torch.cuda.max_memory_allocated(self.ranks.device)
-            self.eval_peak_bytes = max(peak, self.eval_peak_bytes or 0)
-        if self.ranks.is_first:
-            self.evals.append([{"step": step, "tokens_seen": self.tokens_seen(step), **found}])
-            probes.progress_line(
-                event="evaluation",
-                run=self.config.run.run,
-                seed=self.config.run.seed,
-                step=step + 1,
-                **{name: round(value, 4) for name, value in found.items()},
-            )
 
     def _sample(self, step: int) -> None:
         weights = outcome.full_weights(self.model)
