@@ -10,7 +10,7 @@ import importlib
 import torch
 import torch.nn as nn
 
-from engine import compiling, float8, ladder, parallel, pretrained, runtime, step_graph, tasks
+from engine import compiling, float8, ladder, parallel, pretrained, runtime, step_graph, tasks, world
 from engine.config import Config
 from engine.errors import ConfigError
 from engine.gradient_sums import GradientSums
@@ -29,7 +29,7 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
     rest = config.parallel.shard_samples and t.batch_size % ranks.data_size
     micro = t.micro_batch_size or per_rank
     problems = [
-        *parallel.check(config, ranks.world_size),
+        *world.check(config, ranks.world_size),
         *dict.fromkeys(
             problem
             for precision in (t.precision, config.eval_precision)

@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine import dry_compile, dry_gpu, dry_spread, float8, objectives, parallel, tasks
+from engine import dry_compile, dry_gpu, dry_spread, float8, objectives, parallel, tasks, world
 from engine.config import Config
 from engine.gradient_sums import GradientSums
 from engine.memory import apply_activation_checkpointing
@@ -71,7 +71,7 @@ class DryRun:
         """`model` is this rank's part, on the meta device."""
         self.config, self.micro, self.tape = config, micro, tape
         self.on_gpu = place.device_type == "cuda"
-        replicas, shards, tensor = parallel.sizes(config.parallel, place.ranks)
+        replicas, shards, tensor = world.sizes(config.parallel, place.ranks)
         self.spread = dry_spread.Spread(config.parallel, replicas, shards, tape)
         self.sequences = config.training.batch_size // (replicas * shards)
         self.accumulation = min(2, self.sequences // micro)  # the second micro-batch meets gradients

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from engine import compiling, preflight
-from engine.config import Config, Parallel
+from engine import preflight, world
+from engine.config import Parallel
 from engine.errors import ConfigError
 
 # Its name since torch 2.13, and before.
@@ -75,65 +75,6 @@ class Ranks:
 _joined: Ranks | None = None  # lives as long as torch's process group, and like it belongs to the process
 
 
-def sizes(settings: Parallel, world_size: int) -> tuple[int, int, int]:
-    """(replicas, shards, tensor): their product is `world_size` where `size_problems` finds nothing."""
-    tensor = settings.tensor_parallel
-    data = world_size // tensor
-    if settings.data_parallel == "ddp":
-        return data, 1, tensor
-    shards = data if settings.data_parallel == "fsdp" else settings.shard_size
-    return data // shards, shards, tensor
-
-
-def size_problems(settings: Parallel, world_size: int) -> list[str]:
-    """What is wrong with these settings for `world_size` processes."""
-    tensor, shards = settings.tensor_parallel, settings.shard_size
-    data, rest = divmod(world_size, tensor)
-    if settings.processes and settings.processes != world_size:
-        return [
-            f"processes = {settings.processes}, but {world_size} were launched: use torchrun "
-            f"--nproc-per-node {settings.processes}, or set processes = 0"
-        ]
-    if rest:
-        return [f"tensor_parallel = {tensor}: must divide the {world_size} processes of the run"]
-    if settings.data_parallel == "ddp" and tensor > 1 and data > 1:
-        return [
-            f"tensor_parallel = {tensor}: data_parallel = 'ddp' cannot replicate split matrices {data} times; use "
-            f"'fsdp' or 'hsdp', or tensor_parallel = {world_size}"
-        ]
-    if settings.data_parallel == "hsdp" and (data % shards or data == shards):
-        return [
-            f"shard_size = {shards}: must divide the {data} processes that read different data into at least 2 "
-            "groups of shards; one group alone is data_parallel = 'fsdp'"
-        ]
-    return []
-
-
-def check(config: Config, world_size: int) -> list[str]:
-    """Problems of spreading this run over `world_size` processes, before anything is built."""
-    p = config.parallel
-    if problems := size_problems(p, world_size):
-        return problems
-    if not p.shard_samples and world_size == p.tensor_parallel:
-        problems.append("shard_samples = false: would do nothing where one process reads the samples")
-    if p.tensor_parallel > 1:
-        from engine import tensor_parallel
-
-        problems += tensor_parallel.check(config)
-    sharded = p.data_parallel != "ddp" and world_size > p.tensor_parallel
-    if sharded and p.shard_unit == "block" and config.compile.compile == "model":
-        problems.append(
-            f"compile = 'model': data_parallel = {p.data_parallel!r} gathers each block when it is called, which "
-            "splits the graph there; use compile = 'blocks', or shard_unit = 'model'"
-        )
-    if sharded and compiling.keeps_gradients(config.compile):
-        problems.append(
-            f"compile_mode = {config.compile.compile_mode!r}: its CUDA graphs would write over "
-            "gradients that FSDP2 holds between micro-batches; use compile_mode = 'default'"
-        )
-    return problems
-
-
 def start(settings: Parallel, device: str) -> Ranks:
     """Choose this process's device and join the process group that torchrun describes, if there is one.
 
@@ -143,7 +84,7 @@ def start(settings: Parallel, device: str) -> Ranks:
     global _joined  # noqa: PLW0603
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    if problems := size_problems(settings, world_size):
+    if problems := world.problems(settings, world_size):
         raise ConfigError(problems)
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
@@ -170,7 +111,7 @@ def start(settings: Parallel, device: str) -> Ranks:
         check.exchange(target)
     # It tells each time that gradient norms and whole weights take two collectives on a mesh of two dimensions.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    dims = titan.parallel_dims(*sizes(settings, world_size), device_type=target.type)
+    dims = titan.parallel_dims(*world.sizes(settings, world_size), device_type=target.type)
     _joined = Ranks(
         rank, world_size, target, settings.tensor_parallel, dims, tuple(check.places), check.wall_seconds
     )

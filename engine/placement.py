@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
+from engine import world
 from engine.config import Parallel
 from engine.ledger import Line
-from engine.parallel import Ranks, sizes, unwrapped
+from engine.parallel import Ranks, unwrapped
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _words(kind: str, replicas: int, shards: int, tensor: int) -> str:
 
 def lines(model: nn.Module, settings: Parallel, ranks: Ranks) -> list[Line]:
     """How the model really lies on the ranks, and whether blocks are freed between forward and backward."""
-    found, wanted = of_model(model), _words(settings.data_parallel, *sizes(settings, ranks.world_size))
+    found, wanted = of_model(model), _words(settings.data_parallel, *world.sizes(settings, ranks.world_size))
     share = 100 * found.held / found.parameters
     how = f"placements of the parameters: this rank holds {share:.1f} % of {found.parameters:,}"
     if found.whole:

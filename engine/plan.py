@@ -68,9 +68,9 @@ def estimate(
 
     Raises ConfigError for settings that so many ranks cannot run.
     """
-    from engine import parallel
+    from engine import world
 
-    if problems := parallel.check(config, ranks):
+    if problems := world.check(config, ranks):
         raise ConfigError(problems)
     micro = micro_batch or config.training.micro_batch_size or sequences(config, ranks)
     peak, kept = _traced(config, vocabulary_size, device_type, ranks, micro, classes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel
+from engine import parallel, world
 from engine.ledger import Line
 from engine.pruning.masks import Pruner
 from engine.pruning.ramp import pruned_counts
@@ -165,6 +165,6 @@ class Sparsity(SideTable):
         sums = [
             (m.flatten() * torch.arange(1, m.numel() + 1, device=p.device)).sum() for m in p.masks
         ]  # of the places of what is kept
-        _replicas, shards, _tensor = parallel.sizes(settings, ranks.world_size)
+        _replicas, shards, _tensor = world.sizes(settings, ranks.world_size)
         of_all = parallel.of_all_ranks(torch.stack(sums)).view(-1, shards, len(sums))
         return bool((of_all == of_all[:1]).all())

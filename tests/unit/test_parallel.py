@@ -9,7 +9,7 @@ import contextlib
 import pytest
 import torch
 
-from engine import parallel, placement, tensor_parallel
+from engine import parallel, placement, tensor_parallel, world
 from engine.config import resolve
 from engine.errors import ConfigError
 from engine.models.gpt import build
@@ -101,8 +101,8 @@ def spread(c, ranks):
 def test_the_ledger_reads_off_the_model_what_the_settings_asked_for(pretend, way):
     settings, processes, sizes, words, share = WAYS[way]
     c = config(**settings)
-    assert parallel.sizes(c.parallel, processes) == sizes
-    assert parallel.check(c, processes) == []
+    assert world.sizes(c.parallel, processes) == sizes
+    assert world.check(c, processes) == []
     ranks = pretend(c, processes)
     line, *others = placement.lines(spread(c, ranks), c.parallel, ranks)
     assert (line.what, line.requested, line.in_effect, line.agrees) == ("sharding", words, words, True)
@@ -166,8 +166,8 @@ def test_what_is_gathered_together_is_read_from_the_modules(pretend):
 
 
 def test_the_whole_model_is_compiled_only_where_it_is_gathered_as_one():
-    assert parallel.check(config(data_parallel="fsdp", shard_unit="model", compile="model"), 2) == []
-    (problem,) = parallel.check(config(data_parallel="fsdp", compile="model"), 2)
+    assert world.check(config(data_parallel="fsdp", shard_unit="model", compile="model"), 2) == []
+    (problem,) = world.check(config(data_parallel="fsdp", compile="model"), 2)
     assert "use compile = 'blocks', or shard_unit = 'model'" in problem
 
 
@@ -243,7 +243,7 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_before_they_meet(
     monkeypatch, settings, processes, message
 ):
     c = config(**settings)
-    assert message in parallel.check(c, processes)[0]
+    assert message in world.check(c, processes)[0]
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(ConfigError, match="1 problem") as error:
         parallel.start(c.parallel, "cpu")
@@ -263,7 +263,7 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_before_they_meet(
     ],
 )
 def test_what_tensor_parallel_cannot_do_is_refused_by_name(settings, message):
-    problems = parallel.check(config(tensor_parallel=2, **settings), 2)
+    problems = world.check(config(tensor_parallel=2, **settings), 2)
     assert len(problems) == 1 and problems[0].startswith(message)
 
 
@@ -284,12 +284,12 @@ def test_a_vocabulary_that_does_not_split_is_refused_with_the_way_out(pretend):
 
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp"])
 def test_a_whole_compiled_model_is_not_sharded(kind):
-    problems = parallel.check(config(data_parallel=kind, compile="model"), 4)
+    problems = world.check(config(data_parallel=kind, compile="model"), 4)
     assert len(problems) == 1 and "compile = 'model': data_parallel" in problems[0]
     assert "use compile = 'blocks'" in problems[0]
-    assert parallel.check(config(data_parallel=kind, compile="blocks"), 4) == []
-    assert parallel.check(config(compile="model"), 4) == []
-    assert parallel.check(config(data_parallel="fsdp", compile="model"), 1) == []  # nothing to gather
+    assert world.check(config(data_parallel=kind, compile="blocks"), 4) == []
+    assert world.check(config(compile="model"), 4) == []
+    assert world.check(config(data_parallel="fsdp", compile="model"), 1) == []  # nothing to gather
 
 
 @pytest.mark.parametrize(
@@ -337,6 +337,6 @@ def test_every_parameter_is_split_by_plan_or_replicated_as_dtensor(pretend, sett
 
 def test_cuda_graphs_and_shards_are_refused_together():
     c = config(data_parallel="fsdp", compile="blocks", compile_mode="reduce-overhead")
-    (problem,) = parallel.check(c, 2)
+    (problem,) = world.check(c, 2)
     assert "compile_mode = 'reduce-overhead': its CUDA graphs would write over gradients" in problem
-    assert parallel.check(c, 1) == []
+    assert world.check(c, 1) == []
