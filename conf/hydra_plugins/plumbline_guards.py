@@ -2,7 +2,8 @@
 
 DVC loads this file before it composes conf/ into params.yaml. It stamps the composed values with a fingerprint, in
 the file's first key, and refuses to compose over a params.yaml whose values no longer match their stamp. It also
-keeps DVC from clearing away results of studies that are not the current one. It must not change any value.
+keeps DVC from clearing away results of studies that are not the current one. A misspelt override, which DVC would
+refuse in words of its own, is refused with the nearest name. It must not change any value.
 
 It also writes out the runs that a study's grid stands for, `runs: ${grid_runs:}`, and those that `only` chooses,
 `selected: ${selected_runs:}`.
@@ -12,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -116,6 +118,53 @@ def _lives(pid: int) -> bool:
     return True
 
 
+def refuse_unknown(root: Path, arguments: list[str]) -> None:
+    """Raise ValueError if an override (`-S NAME=VALUE`) is of no setting and of nothing that conf/ has.
+
+    Not with a `+` before it, which adds a name, or a file's name: the plan or DVC says what is wrong with these.
+    """
+    engine = _engine_config(root)
+    known = set(engine.SETTINGS) | {
+        path.name for path in (root / "conf").iterdir()
+    }  # and its groups of files
+    problems = []
+    for name in _overridden(arguments):
+        if name not in known:
+            known |= _top_level_keys(root / "conf")  # a study's
+        if name not in known:
+            problems.append(f"{name}: unknown setting{engine.nearest(name)}")
+    if problems:
+        raise ValueError(
+            f"{'; '.join(problems)}. Nothing was run or changed. `python -m engine.config` lists every setting; "
+            "what else a study may have is in docs/experiments.md, and -S +NAME=VALUE adds it to one that has it not"
+        )
+
+
+def _overridden(arguments: list[str]) -> list[str]:
+    """The names in `-S NAME=VALUE`, `-SNAME=…`, `--set-param NAME=…` and `--set-param=NAME=…`; of `a.b` the first."""
+    texts = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument in ("-S", "--set-param"):
+            texts.append(following)
+        elif found := re.match(r"(?:-S|--set-param=)(.+)", argument):
+            texts.append(found[1])
+    return [found[1] for text in texts if (found := re.match(r"(\w+)(?:\.[^=:]*)?=", text))]
+
+
+def _top_level_keys(conf: Path) -> set[str]:
+    texts = [path.read_text(encoding="utf-8") for path in (*conf.glob("*.yaml"), *conf.glob("*/*.yaml"))]
+    return {key for text in texts for key in re.findall(r"(?m)^(\w+):", text)}
+
+
+def _engine_config(root: Path):
+    """engine.config, which imports no torch."""
+    sys.path.insert(0, str(root))
+    try:
+        return importlib.import_module("engine.config")
+    finally:
+        sys.path.remove(str(root))
+
+
 def keep_other_studies(root: Path) -> None:
     """Give every stored result a new modification time, without changing it.
 
@@ -135,6 +184,7 @@ class GuardResults(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         root = Path(__file__).resolve().parents[2]
         refuse_busy(root, sys.argv)
+        refuse_unknown(root, sys.argv)
         refuse_edited(root / "params.yaml")
         keep_other_studies(root)
 

@@ -9,7 +9,7 @@ from engine.optimizers import OPTIMIZERS, WITH_TWO_MOMENTS
 @dataclass(frozen=True)
 class Optimizer:
     optimizer: str = setting("adamw", "optimizer", choices=OPTIMIZERS)
-    lr: float = setting(1e-3, "peak learning rate", above=0)
+    lr: float = setting(1e-3, "learning rate at its peak", above=0)
     lr_rule: str = setting(
         "none",
         "how lr follows the batch size: times batch_size / lr_batch_size (linear), its square root (sqrt), or not",

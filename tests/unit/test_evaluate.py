@@ -177,7 +177,7 @@ def test_the_settings_can_be_listed(lab):
     done = subprocess.run(
         lab.command("-m", "engine.config"), env=lab.environment(), capture_output=True, text=True, check=True
     )
-    assert "  lr = 0.001" in done.stdout and "peak learning rate; a number > 0" in done.stdout
+    assert "  lr = 0.001" in done.stdout and "learning rate at its peak; a number > 0" in done.stdout
 
 
 def test_a_kernel_that_evaluation_cannot_use_is_refused_before_training():

@@ -1,8 +1,9 @@
-"""A second `dvc exp run` beside one that trains is refused before it clears anything away."""
+"""What is refused before DVC composes: a second `dvc exp run` beside one that trains, and a misspelt override."""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,36 @@ def test_what_a_dead_process_left_and_ones_own_are_no_reason(guards, tmp_path):
     guards.refuse_busy(locked(tmp_path / "dead", dead.pid), [])
     guards.refuse_busy(locked(tmp_path / "own", os.getpid()), [])
     guards.refuse_busy(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["-S", "lerning_rate=3"], "lerning_rate: unknown setting (nearest: lr)"),
+        (["-Swidht=3", "-S", "lr=1"], "widht: unknown setting (nearest: width)"),
+        (["--set-param=qqq.a=3"], "qqq: unknown setting"),
+        (["--set-param", "runz.sgd.lr=3"], "runz: unknown setting (nearest: run)"),
+    ],
+)
+def test_a_misspelt_override_is_refused_with_the_nearest_name(guards, arguments, problem):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{problem}. Nothing was run or changed. `python -m engine.c")
+    ):
+        guards.refuse_unknown(SOURCE.parents[2], ["dvc", "exp", "run", *arguments])
+
+
+def test_every_name_that_conf_has_may_be_overridden(guards):
+    names = (
+        "lr",
+        "study",
+        "preset",
+        "seeds",
+        "runs.sgd.lr",
+        "only",
+        "question",
+        "+new",
+        "~lr",
+        "other.yaml:x",
+    )
+    guards.refuse_unknown(SOURCE.parents[2], ["dvc", "exp", "run", *(f"-S{name}=1" for name in names)])
+    guards.refuse_unknown(SOURCE.parents[2], ["dvc", "repro", "-S"])
