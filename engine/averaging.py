@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 
 from engine.ledger import Line
-from engine.memory import local
+from engine.split import local
 
 WARM_UP = 9  # updates
 

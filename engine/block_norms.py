@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from engine import parallel, split
-from engine.memory import local
+from engine.split import local
 
 
 class BlockNorms:

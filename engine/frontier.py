@@ -9,12 +9,10 @@ ends the search.
 """
 
 import argparse
-import ctypes
 import hashlib
 import importlib.metadata
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine import children
 from engine.config import Config, load
 from engine.errors import ConfigError, command
 from engine.launch import tokens_for
@@ -32,7 +31,6 @@ SUCCESS, NO_MEMORY, ERROR = "success", "out_of_memory", "error"
 STEPS = 8  # of a trial; medians leave out the first ones
 PRECISION = 16  # bisecting ends where the next micro-batch would be nearer than a 16th
 REPOSITORY = Path(__file__).resolve().parents[1]
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -115,27 +113,16 @@ def trial(config: Config, micro: int) -> Result:
         own = settings_of_trial(config, micro)
         (directory / "run.toml").write_text(toml(own), encoding="utf-8")
         done = subprocess.run(
-            launch_command(max(config.parallel.processes, 1)),
+            children.training("run.toml", config.parallel.processes),
             cwd=directory,
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
             check=False,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  no threads here
+            preexec_fn=children.die_with_parent,  # noqa: PLW1509  no threads here
         )
         return result(micro, done, directory / own.directory)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def launch_command(processes: int) -> list[str]:
-    """Train run.toml, with torchrun if in several processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 else []), "-m", "engine.train", "run.toml"]
 
 
 def result(micro: int, done: subprocess.CompletedProcess, directory: Path) -> Result:

@@ -17,6 +17,7 @@ from engine import compiling
 from engine.config import Config, Memory
 from engine.ledger import Line
 from engine.random_replay import Draws, replayed
+from engine.split import local
 
 
 def apply_activation_checkpointing(
@@ -240,8 +241,3 @@ class StepMemory:
             self.recomputed_blocks = sum(n > len(micro_batches) for n in recomputation.calls)
         if count:
             self.peak_bytes = count.peak
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a sharded tensor; a plain tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from engine.memory import local
-from engine.split import with_local
+from engine.split import local, with_local
 
 CHUNK_BYTES = 256 * 2**20  # of state on the device at a time; a tensor with more is a chunk of its own
 BYTES_A_PARAMETER, OF_AMSGRAD = (

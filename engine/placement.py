@@ -12,6 +12,7 @@ from engine import world
 from engine.config import Parallel
 from engine.ledger import Line
 from engine.parallel import Ranks, unwrapped
+from engine.split import local
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def of_model(model: nn.Module) -> Placement:
         shards=sizes_of["fsdp"],
         tensor=sizes_of["tp"],
         whole=tuple(sorted(whole)),
-        held=sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in named.values()),
+        held=sum(local(p).numel() for p in named.values()),
         parameters=sum(p.numel() for p in named.values()),
     )
 

@@ -6,6 +6,11 @@ A tensor that is not split is its own part and its own whole.
 import torch
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor; a plain tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def with_local(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     """`part`, as this rank's part of a sharded tensor if `tensor` is one."""
     return type(tensor)(part, tensor._spec, requires_grad=False) if hasattr(tensor, "to_local") else part

@@ -8,8 +8,9 @@ python -m stages.eval results/<study>/<run>-<seed> OUTPUT.json
 import sys
 from pathlib import Path
 
+from engine import children
 from engine.errors import ConfigError, command
-from stages import children, ranking
+from stages import ranking
 
 
 @command

@@ -16,28 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine import children
 from engine.config import load
 from engine.errors import ConfigError, command
 from engine.rundir import write_json
 from engine.train import DIVERGED
-from stages import checklist, children, progress
-
-
-def launch_command(path: str, processes: int) -> list[str]:
-    """The command that trains the run of TOML file `path` in `processes` processes (0: one)."""
-    if processes <= 1:
-        return [sys.executable, "-m", "engine.train", path]
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        "-m",
-        "engine.train",
-        path,
-    ]
+from stages import checklist, progress
 
 
 def show(lines, console: Console, title: str, steps: int) -> None:
@@ -94,7 +78,7 @@ def main() -> None:
         so_far = progress.of_study(Path(path).parent)
         print(f"train: {config.run.run}, seed {config.run.seed}; {so_far}", file=sys.stderr, flush=True)
     with children.start(
-        launch_command(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
+        children.training(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
     ) as engine:
         try:
             lines = (said.append(is_divergence(line)) or line for line in engine.stdout)

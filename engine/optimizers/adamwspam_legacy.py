@@ -30,8 +30,8 @@ import torch
 
 from engine import split, titan
 from engine.ledger import Line
-from engine.memory import local
 from engine.optimizers.around_clipping import AroundClipping
+from engine.split import local
 
 KEPT, NEEDED = 100, 10  # gradient norms
 ADDED = 1e-12  # to v

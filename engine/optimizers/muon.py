@@ -15,8 +15,8 @@ from collections import defaultdict
 import torch
 
 from engine import split
-from engine.memory import local
 from engine.optimizers.groups import MATRICES
+from engine.split import local
 
 COEFFICIENTS = (
     3.4445,

@@ -10,9 +10,9 @@ from importlib.metadata import version
 import torch
 
 from engine.ledger import Line
-from engine.memory import local
 from engine.optimizers import LIBRARIES
 from engine.optimizers.groups import MATRICES, described
+from engine.split import local
 
 MIN_8BIT_ELEMENTS = 4096  # bitsandbytes keeps smaller tensors' moments in 32 bits
 

@@ -3,7 +3,7 @@
 import torch
 from torch.optim.sgd import sgd
 
-from engine.memory import local
+from engine.split import local
 
 
 class SGD(torch.optim.SGD):

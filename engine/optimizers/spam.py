@@ -29,7 +29,7 @@ import torch
 from engine import split
 from engine.errors import ConfigError
 from engine.ledger import Line
-from engine.memory import local
+from engine.split import local
 
 MASK = 0xFFFFFFFF  # hashes have 32 bits
 FIRST, SECOND = 0x85EBCA6B, 0xC2B2AE35  # murmur3's

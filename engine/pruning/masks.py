@@ -14,11 +14,11 @@ import torch
 import torch.nn as nn
 
 from engine import parallel
-from engine.memory import local
 from engine.pruning import ranking
 from engine.pruning.prunable import prunable
 from engine.pruning.ramp import Ramp, pruned_counts
 from engine.pruning.scores import MAGNITUDE, SCORES, Parts
+from engine.split import local
 
 PIECE = 2**22  # weights that are scored together
 

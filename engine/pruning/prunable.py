@@ -13,7 +13,7 @@ import torch.nn as nn
 
 from engine import split
 from engine.errors import ConfigError
-from engine.memory import local
+from engine.split import local
 
 GROUP = 4  # of 2:4
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")

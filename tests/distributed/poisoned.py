@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from engine import outcome
-from engine.memory import local
+from engine.split import local
 from engine.step import Step
 
 

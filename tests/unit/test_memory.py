@@ -7,8 +7,9 @@ import torch
 import torch.nn as nn
 
 from engine.config import Memory, resolve
-from engine.memory import Recomputation, StepMemory, TensorBytes, apply_activation_checkpointing, local
+from engine.memory import Recomputation, StepMemory, TensorBytes, apply_activation_checkpointing
 from engine.models.gpt import build
+from engine.split import local
 
 
 def test_storages_are_counted_once_and_until_they_are_freed():

@@ -8,13 +8,14 @@ import finished_run
 import numpy as np
 import pytest
 
+from engine import children
 from engine.data.choices import Choices
 from engine.data.dialogues import Encoder
 from engine.data.prepare import load_tokenizer, open_tokens, prepare
 from engine.data.tokenizers import Chars
 from engine.rundir import toml, write_json
-from stages import children, ranking
 from stages import eval as command
+from stages import ranking
 
 ANIMALS = ["owls", "cats", "dogs", "bears", "wolves", "birds", "fish", "snakes", "mice", "horses"]
 SETTINGS = {

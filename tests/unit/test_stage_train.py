@@ -5,7 +5,8 @@ import sys
 
 from rich.console import Console
 
-from stages.train import launch_command, parsed, show
+from engine import children
+from stages.train import parsed, show
 
 LINES = [
     '{"event": "step", "step": 2, "steps": 4, "train_loss": 3.25, "tokens_per_second": 1200}\n',
@@ -15,8 +16,8 @@ LINES = [
 
 
 def test_one_process_needs_no_launcher_and_several_use_torchrun():
-    assert launch_command("run.toml", 0) == [sys.executable, "-m", "engine.train", "run.toml"]
-    several = launch_command("run.toml", 3)
+    assert children.training("run.toml", 0) == [sys.executable, "-m", "engine.train", "run.toml"]
+    several = children.training("run.toml", 3)
     assert several[1:3] == ["-m", "torch.distributed.run"]
     assert several[-5:] == ["--nproc-per-node", "3", "-m", "engine.train", "run.toml"]
 

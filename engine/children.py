@@ -1,4 +1,4 @@
-"""How stages start the engine: as a child that does not outlive them."""
+"""How the engine is started by another process: as a child that does not outlive it. Imports no torch."""
 
 import ctypes
 import signal
@@ -12,6 +12,12 @@ def die_with_parent() -> None:
     """Ask Linux to end this process when its parent ends, so that a killed pipeline leaves no trainer behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def training(path: str, processes: int) -> list[str]:
+    """The command that trains the run of TOML file `path` in `processes` processes (0: one)."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(torchrun if processes > 1 else []), "-m", "engine.train", path]
 
 
 def start(command: list[str], **options) -> subprocess.Popen:
