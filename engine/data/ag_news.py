@@ -15,6 +15,7 @@ import io
 import re
 from pathlib import Path
 
+from engine.data.hub import fetching
 from engine.data.labelled import Row, Source
 from engine.data.textdir import read_file
 from engine.errors import ConfigError
@@ -107,14 +108,9 @@ def _fetched() -> dict[str, list[Row]]:
 
 
 def _fetch() -> dict[str, list[Row]]:
-    try:
+    files = f"{TEST} and {FULL} (or the same names with .xz)"
+    with fetching("dataset=ag_news", "fancyzhx/ag_news", files):
         import datasets
 
         loaded = datasets.load_dataset("fancyzhx/ag_news")
         return {s: list(zip(loaded[s]["text"], loaded[s]["label"], strict=True)) for s in OF_ROWS}
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            f"dataset=ag_news could not be fetched by name (fancyzhx/ag_news): {type(error).__name__}: {error}. "
-            f"Either run it where there is a network, or put {TEST} and {FULL} (or the same names with .xz) into a "
-            "directory and set -S data_dir=DIRECTORY"
-        ) from error

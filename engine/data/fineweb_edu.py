@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.documents import Source
+from engine.data.hub import fetching
 from engine.data.parquet import column, columns
 from engine.digest import sha256
 from engine.errors import ConfigError
@@ -38,14 +39,11 @@ def load(settings) -> Source:
 
 
 def _fetch() -> Iterator[str]:
-    try:
+    otherwise = "; where there is neither, dataset=imdb_text stands in for it"
+    with fetching(
+        "dataset=fineweb_edu", f"{HUB}, {CONFIG}", "parquet files of its sample", otherwise=otherwise
+    ):
         import datasets
 
         for row in datasets.load_dataset(HUB, CONFIG, split="train", streaming=True):
             yield row[COLUMN]
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            f"dataset=fineweb_edu could not be fetched by name ({HUB}, {CONFIG}): {type(error).__name__}: {error}. "
-            "Either run it where there is a network, or put parquet files of its sample into a directory and set "
-            "-S data_dir=DIRECTORY; where there is neither, dataset=imdb_text stands in for it"
-        ) from error

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from engine.data.hub import fetching
 from engine.data.textdir import read_files
 from engine.errors import ConfigError
 
@@ -36,13 +37,11 @@ def read(directory: str) -> dict[str, str]:
 
 
 def _fetch(name: str) -> bytes:
-    try:
+    files = (
+        "GPT-2's encoder.json and vocab.bpe (or the same names with .xz; they are the vocab.json and merges.txt of "
+        f"{HUB})"
+    )
+    with fetching("tokenizer=gpt2", HUB, files, setting="tokenizer_dir"):
         import huggingface_hub  # comes with `datasets`
 
         return Path(huggingface_hub.hf_hub_download(HUB, name)).read_bytes()
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            f"tokenizer=gpt2 could not be fetched by name ({HUB}): {type(error).__name__}: {error}. Either run it "
-            "where there is a network, or put GPT-2's encoder.json and vocab.bpe (or the same names with .xz; they "
-            f"are the vocab.json and merges.txt of {HUB}) into a directory and set -S tokenizer_dir=DIRECTORY"
-        ) from error

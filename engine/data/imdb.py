@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from engine.data.hub import fetching
 from engine.data.labelled import Row, Source
 from engine.data.parquet import read_parquet
 from engine.errors import ConfigError
@@ -55,13 +56,8 @@ def _directory(directory: str) -> dict[str, list[Row]]:
 
 
 def _fetch() -> dict[str, list[Row]]:
-    try:
+    with fetching("dataset=imdb", "stanfordnlp/imdb", FILE):
         import datasets
 
         loaded = datasets.load_dataset("stanfordnlp/imdb")
         return {s: list(zip(loaded[s]["text"], loaded[s]["label"], strict=True)) for s in OF_ROWS}
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            f"dataset=imdb could not be fetched by name (stanfordnlp/imdb): {type(error).__name__}: {error}. Either "
-            f"run it where there is a network, or put {FILE} into a directory and set -S data_dir=DIRECTORY"
-        ) from error

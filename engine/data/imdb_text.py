@@ -9,6 +9,7 @@ by name only the known counts.
 from pathlib import Path
 
 from engine.data.documents import Source
+from engine.data.hub import fetching
 from engine.data.imdb import FILE, SHA256, cleaned
 from engine.data.parquet import read_parquet
 from engine.errors import ConfigError
@@ -46,13 +47,8 @@ def _directory(directory: str) -> dict[str, list[str]]:
 
 
 def _fetch() -> dict[str, list[str]]:
-    try:
+    with fetching("dataset=imdb_text", "stanfordnlp/imdb", FILE):
         import datasets
 
         loaded = datasets.load_dataset("stanfordnlp/imdb")
         return {name: list(loaded[name]["text"]) for name in REVIEWS}
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            f"dataset=imdb_text could not be fetched by name (stanfordnlp/imdb): {type(error).__name__}: {error}. "
-            f"Either run it where there is a network, or put {FILE} into a directory and set -S data_dir=DIRECTORY"
-        ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.data.dialogue_files import parsed
 from engine.data.dialogues import Dialogue, Source, replies
+from engine.data.hub import fetching
 from engine.data.textdir import read_file
 from engine.errors import ConfigError
 
@@ -83,13 +84,8 @@ def from_rows(rows, split: str) -> list[Dialogue]:
 
 
 def _fetch() -> dict:
-    try:
+    files = f"{VALID} and {FULL} or {PARTIAL} (or the same names with .xz)"
+    with fetching("dataset=personachat", HUB, files):
         import datasets
 
         return datasets.load_dataset(HUB)
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            f"dataset=personachat could not be fetched by name ({HUB}): {type(error).__name__}: {error}. Either run "
-            f"it where there is a network, or put {VALID} and {FULL} or {PARTIAL} (or the same names with .xz) into "
-            "a directory and set -S data_dir=DIRECTORY"
-        ) from error

@@ -8,6 +8,7 @@ counts. Licence: CC BY-SA 3.0 and GFDL. It must accept only the known bytes, whe
 
 import hashlib
 
+from engine.data.hub import fetching
 from engine.data.textdir import FILES, read_files
 from engine.errors import ConfigError
 
@@ -54,15 +55,9 @@ def check_digests(texts: dict[str, str]) -> None:
 
 
 def _fetch() -> dict[str, list[str]]:
-    try:
+    files = f"{', '.join(FILES.values())} (or the same names with .xz)"
+    with fetching("dataset=wikitext2", "Salesforce/wikitext, wikitext-2-v1", files):
         import datasets
 
         loaded = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-v1")
         return {split: list(loaded[split]["text"]) for split in SHA256}
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise ConfigError(
-            "dataset=wikitext2 could not be fetched by name (Salesforce/wikitext, "
-            f"wikitext-2-v1): {type(error).__name__}: {error}. Either run it where there is a "
-            f"network, or put {', '.join(FILES.values())} (or the same names with .xz) into a "
-            "directory and set -S data_dir=DIRECTORY"
-        ) from error
