@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from metrics import statistics
+from metrics.frames import thinned
 from metrics.rows import Results
 from metrics.statistics import Estimate
 from metrics.summary import Summary
-from metrics.words import number
+from metrics.words import number, of_seeds
 
 # Columns of device.csv → what they are called.
 OF_GPU = {
@@ -59,25 +60,22 @@ def over_seconds(results: Results, points: int = 200) -> pl.DataFrame:
         if own.is_empty():
             continue
         rows = own.filter(pl.col("seed") == own["seed"][0]).sort("seconds")
-        if rows.height > points:
-            rows = rows[[round(i * (rows.height - 1) / (points - 1)) for i in range(points)]]
         ends = [pl.col(c).alias(f"{c}{end}") for c in figures for end in ("", "_low", "_high")]
-        parts.append(rows.select("run", "seconds", *ends))
+        parts.append(thinned(rows, points).select("run", "seconds", *ends))
     return pl.concat(parts) if parts else pl.DataFrame()
 
 
 def throttled(results: Results, run: str) -> str:
     """That the run's GPU was slowed down because it was hot, in a sentence; nothing where it was not."""
-    seeds = [one.metrics for one in results.of(run) if one.state == "complete"]
-    shares = [one["thermal_throttle_share"] for one in seeds if one.get("thermal_throttle_share") is not None]
+    done = [one.metrics for one in results.of(run) if one.state == "complete"]
+    shares = [one["thermal_throttle_share"] for one in done if one.get("thermal_throttle_share") is not None]
     if not any(shares):
         return ""
     hottest = max(
-        (one["temperature_celsius_max"] for one in seeds if one.get("temperature_celsius_max")), default=None
+        (one["temperature_celsius_max"] for one in done if one.get("temperature_celsius_max")), default=None
     )
-    count = "one seed" if len(shares) == 1 else f"{len(shares)} seeds"
     at = f", at up to {number(hottest, 3)} °C" if hottest else ""
     return (
         f"{run}: the GPU slowed its clocks because it was hot in {100 * sum(shares) / len(shares):.1f} % of the "
-        f"samples{at}, so its times are longer than a cool one's; {count}."
+        f"samples{at}, so its times are longer than a cool one's; {of_seeds(len(shares))}."
     )

@@ -27,7 +27,7 @@ from metrics.measures import METRICS, RECOMPUTING, SPREADING, speed
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
-from metrics.words import change, difference, number, paired_seeds, times, with_interval
+from metrics.words import change, difference, number, of_seeds, paired_seeds, times, with_interval
 
 NAMES = {"study", "run", "seed", "log_interval", "activation_norm_layers"}  # say nothing about how it ran
 NAMES |= {"sample_tokens", "sample_prompt"}
@@ -286,9 +286,10 @@ def _sparsity(study: _Study) -> Iterator[Finding]:
         if shares and any(shares):
             estimate = statistics.mean_interval(shares)
             interval = "" if estimate.half_width is None else f" ± {100 * estimate.half_width:.1f}"
-            count = "one seed" if len(shares) == 1 else f"{len(shares)} seeds"
             share = f"{100 * estimate.mean:.1f}{interval} %"
-            yield Finding(f"{name} ended with {share} of its prunable weights 0; {count}.", (name,))
+            yield Finding(
+                f"{name} ended with {share} of its prunable weights 0; {of_seeds(len(shares))}.", (name,)
+            )
 
 
 def _noise_scale(study: _Study) -> Iterator[Finding]:

@@ -152,8 +152,12 @@ def curves(
         ordered = rows.sort("step", "seed").group_by("step", maintain_order=True)
         mean = ordered.agg(count, tokens, *means, *lows, *highs)
         mean = mean.filter(pl.col("seeds") == rows["seed"].n_unique()).drop("seeds")
-        last = mean.height - 1
-        if mean.height > points:
-            mean = mean[[round(i * last / (points - 1)) for i in range(points)]]
-        parts.append(mean.select(pl.lit(run).alias("run"), pl.all()))
+        parts.append(thinned(mean, points).select(pl.lit(run).alias("run"), pl.all()))
     return pl.concat(parts)
+
+
+def thinned(rows: pl.DataFrame, points: int) -> pl.DataFrame:
+    """At most `points` of the rows, evenly chosen, with the first and the last."""
+    if rows.height <= points:
+        return rows
+    return rows[[round(i * (rows.height - 1) / (points - 1)) for i in range(points)]]

@@ -14,7 +14,7 @@ from metrics import statistics
 from metrics.frames import curves
 from metrics.rows import Results
 from metrics.statistics import Estimate
-from metrics.words import number, with_interval
+from metrics.words import number, of_seeds, with_interval
 
 PREFIX = "gradient_norm_"  # columns of steps.csv, each with the number of its block
 SPREAD = "gradient_norm_spread"
@@ -65,7 +65,7 @@ class Spread:
         start, end = (f"{one:.1e}" if one >= VANISHED else number(one, 3) for one in (self.start, self.end))
         return (
             f"{self.run}: the largest gradient norm of a block was {start} × the smallest in the "
-            f"first tenth of the steps, {end} × in the last; {_seeds(self.seeds)}."
+            f"first tenth of the steps, {end} × in the last; {of_seeds(self.seeds)}."
         )
 
 
@@ -83,10 +83,6 @@ def spreads(results: Results) -> tuple[Spread, ...]:
             start, end = (math.exp(sum(math.log(pair[i]) for pair in ends) / len(ends)) for i in range(2))
             found.append(Spread(run, start, end, len(ends)))
     return tuple(found)
-
-
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _median(values: list[float]) -> float:
@@ -133,7 +129,7 @@ class Noise:
         count = f"{self.measurements} measurement{'s' if self.measurements > 1 else ''} a run"
         return (
             f"{self.run}: {said}; coherence of micro-batches of {self.small_batch:,} "
-            f"{with_interval(self.coherence)}; {count}, {_seeds(self.coherence.count)}."
+            f"{with_interval(self.coherence)}; {count}, {of_seeds(self.coherence.count)}."
         )
 
     def _side(self, scale: Estimate) -> str:

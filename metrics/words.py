@@ -77,6 +77,11 @@ def times(ratio: Ratio) -> str:
     return f"{ratio.mean:.2f} × ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
+def of_seeds(count: int) -> str:
+    """How many seeds a figure is of."""
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
 def paired_seeds(count: int) -> str:
     """How many seeds a paired figure is of."""
     return "one seed, so no interval" if count == 1 else f"{count} paired seeds"
