@@ -3,12 +3,14 @@
     python -m stages.quotes                             exit 2, naming each document that says what its rows do not
     python -m stages.quotes --write                     make quoted tables, and the records' own pages, again
     python -m stages.quotes --keep results/X records/X  copy the rows of a study, without models, and then --write
+    … --keep results/X records/X --not-run RUN …        the same without runs that no seed was trained of yet
 
 A source is a study's results directory, or a file of the benchmarks' rows. In Markdown:
 
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
     <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
+    <!-- quote: SOURCE tables -->       without the findings, which are many where runs are
     <!-- quote: SOURCE verdicts -->     without costs and findings: of runs that shared a GPU
     <!-- quote: SOURCE roadmap -->      a record's rows as the roadmap of techniques
     <!-- chart: SOURCE NAME -->         a chart of a study's report, in PAGE-NAME.svg, is shown below this; in
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -50,7 +53,7 @@ LEFT_BEHIND = (
 )  # models and traces are no rows
 AGAIN = "python -m stages.quotes --write"
 QUOTE = re.compile(
-    r"<!-- quote: (\S+?)( epochs| verdicts| roadmap)? -->\n(.*?)<!-- end of quote -->", re.DOTALL
+    r"<!-- quote: (\S+?)( epochs| tables| verdicts| roadmap)? -->\n(.*?)<!-- end of quote -->", re.DOTALL
 )
 CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
 LARGEST_CHART = 200_000  # bytes: pages are read in a browser
@@ -68,7 +71,8 @@ NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
 def source_text(root: Path, source: str, part: str = "") -> str:
     """The tables of a source, as they are printed.
 
-    part: "epochs", of the baseline's training; "verdicts", without costs and findings; or "roadmap".
+    part: "epochs", of the baseline's training; "tables", without findings; "verdicts", without costs too; or
+        "roadmap".
 
     Raises:
         ConfigError: there is no such source.
@@ -85,7 +89,7 @@ def source_text(root: Path, source: str, part: str = "") -> str:
         if part == "epochs":
             summarize.show_course(console, study)
         else:
-            summarize.show(console, study, costs=part != "verdicts")
+            summarize.show(console, study, costs=part != "verdicts", details=not part)
         lines = (line.rstrip() for line in page.getvalue().splitlines())
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
     if not path.is_file():
@@ -275,19 +279,24 @@ def write(root: Path) -> None:
             file.write_text(svg, encoding="utf-8")
 
 
-def keep(results: Path, record: Path) -> None:
+def keep(results: Path, record: Path, not_run: Sequence[str] = ()) -> None:
     """Copy a study's rows to record/results, replacing what was there.
 
+    not_run: runs that no seed was trained of, which the record's tables show as missing.
+
     Raises:
-        ConfigError: a run of the study is not finished.
+        ConfigError: another run of the study is not finished, or one of `not_run` has rows.
     """
-    unfinished = [
+    runs = _study(results).results.runs
+    problems = [
         f"{one.run}-{one.seed} is {one.state}: {one.reason}"
-        for one in _study(results).results.runs
-        if one.state not in ("complete", "diverged")
+        for one in runs
+        if one.state not in ("complete", "diverged") and one.run not in not_run
     ]
-    if unfinished:
-        raise ConfigError(unfinished, str(results))
+    missing = {run: {one.state for one in runs if one.run == run} == {"missing"} for run in not_run}
+    problems += [f"--not-run {run}: it has rows, or is no run" for run, so in missing.items() if not so]
+    if problems:
+        raise ConfigError(problems, str(results))
     if results.resolve() == (record / "results").resolve():
         raise ConfigError("these are the record's own rows; name the study's results", str(results))
     shutil.rmtree(record / "results", ignore_errors=True)
@@ -299,9 +308,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="make quotes and the records' pages again")
     parser.add_argument("--keep", nargs=2, type=Path, metavar=("RESULTS", "RECORD"))
+    parser.add_argument("--not-run", nargs="+", default=[], metavar="RUN")
     arguments = parser.parse_args()
+    if arguments.not_run and not arguments.keep:
+        parser.error("--not-run says what --keep may leave out")
     if arguments.keep:
-        keep(*arguments.keep)
+        keep(*arguments.keep, arguments.not_run)
     if arguments.keep or arguments.write:
         write(Path())
     elif found := problems(Path()):

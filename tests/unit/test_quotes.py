@@ -127,6 +127,23 @@ def test_verdicts_are_the_same_without_what_it_cost(root):
     assert "    Study quickstart: " in quotes.quoted(root, page(root))
 
 
+def test_tables_are_the_same_without_findings(root):
+    whole, tables = (quotes.source_text(root, STUDY, part) for part in ("", "tables"))
+    lines = whole.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("- "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("* "))
+    assert "Cost: " in tables and tables.splitlines() == lines[:first] + lines[last:]
+
+
+def test_verdicts_have_no_table_of_seconds(tmp_path):
+    """Of runs that differ in batch and checkpointing there is one, with the time of an epoch."""
+    large = {"batch_size": 512, "steps": 15, "activation_checkpointing": "full"}
+    classifier_study(tmp_path, runs={"small_1": {}, "large_1": large}, scaling={}, criteria=[])
+    whole, verdicts = (quotes.source_text(tmp_path, "results/agnews", part) for part in ("", "verdicts"))
+    assert "epoch (s)" in whole
+    assert "epoch (s)" not in verdicts and "Results: " in verdicts
+
+
 def test_a_record_has_rows_and_no_models(root):
     kept = {path.name for path in (root / STUDY).rglob("*")}
     assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept
@@ -249,6 +266,23 @@ def test_an_unfinished_study_is_not_kept(tmp_path):
     with pytest.raises(ConfigError, match="sgd-2 is incomplete: interrupted or still running"):
         quotes.keep(results, tmp_path / "records" / "fake")
     assert not (tmp_path / "records").exists()
+
+
+def test_runs_that_did_not_run_are_kept_as_missing_by_name(tmp_path):
+    results = write_study(tmp_path)
+    for seed in (1, 2, 3):
+        shutil.rmtree(results / f"sgd-{seed}")
+    record = tmp_path / "records" / "fake"
+    with pytest.raises(ConfigError, match="sgd-1 is missing: has not run"):
+        quotes.keep(results, record)
+    with pytest.raises(ConfigError, match="--not-run adamw: it has rows, or is no run"):
+        quotes.keep(results, record, ["sgd", "adamw"])
+    with pytest.raises(ConfigError, match="--not-run sdg: it has rows, or is no run"):
+        quotes.keep(results, record, ["sgd", "sdg"])
+    assert not record.exists()
+    quotes.keep(results, record, ["sgd"])
+    text = quotes.source_text(tmp_path, "records/fake/results")
+    assert "sgd: seeds 1, 2, 3: missing: has not run" in " ".join(text.split())
 
 
 def test_the_command_exits_2_and_names_the_page(root, monkeypatch, capsys):
