@@ -137,8 +137,9 @@ def test_tables_are_the_same_without_findings(root):
 
 def test_verdicts_have_no_table_of_seconds(tmp_path):
     """Of runs that differ in batch and checkpointing there is one, with the time of an epoch."""
-    large = {"batch_size": 512, "steps": 15, "activation_checkpointing": "full"}
-    classifier_study(tmp_path, runs={"small_1": {}, "large_1": large}, scaling={}, criteria=[])
+    large = {"batch_size": 512, "steps": 15, "activation_checkpointing": "full", "lr": 0.001, "width": 128}
+    small = {"lr": 0.001, "micro_batch_size": 64}
+    classifier_study(tmp_path, runs={"small_1": small, "large_1": large}, scaling={}, criteria=[])
     whole, verdicts = (quotes.source_text(tmp_path, "results/agnews", part) for part in ("", "verdicts"))
     assert "epoch (s)" in whole
     assert "epoch (s)" not in verdicts and "Results: " in verdicts
