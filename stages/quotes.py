@@ -219,7 +219,7 @@ def _numbers(root: Path, source: str, row: str) -> set[str]:
     if not lines:
         raise ConfigError(f"no line has {row!r} in it", source)
     parts = [part for line, found in lines for part in (found.groups() or (line,))]
-    return {number for part in parts for number in DECIMAL.findall(part)}
+    return {number for part in parts if part for number in DECIMAL.findall(part)}
 
 
 def _report(study: summary.Summary, directory: Path) -> None:

@@ -176,6 +176,12 @@ def test_a_record_is_not_kept_from_itself(own):
     assert (own / STUDY / "adamw-1" / "metrics.json").is_file()
 
 
+def test_a_group_of_a_row_that_took_no_part_has_no_numbers(root):
+    """Of two rows, each has one of the two groups."""
+    page(root, f'<!-- figures: {ROWS} "engine +\\S+ +(\\S+)|nanogpt +\\S+ +(\\S+)" -->\nThey are 1.01 × and 1.00 ×.\n')
+    assert problems(root) == []
+
+
 def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_stale(own):
     lines = [json.loads(line) for line in (own / ROWS).read_text().splitlines()]
     for row in lines:
