@@ -178,7 +178,8 @@ def test_a_record_is_not_kept_from_itself(own):
 
 def test_a_group_of_a_row_that_took_no_part_has_no_numbers(root):
     """Of two rows, each has one of the two groups."""
-    page(root, f'<!-- figures: {ROWS} "engine +\\S+ +(\\S+)|nanogpt +\\S+ +(\\S+)" -->\nThey are 1.01 × and 1.00 ×.\n')
+    row = r"engine +\S+ +(\S+)|nanogpt +\S+ +(\S+)"
+    page(root, f'<!-- figures: {ROWS} "{row}" -->\nThey are 1.01 × and 1.00 ×.\n')
     assert problems(root) == []
 
 
