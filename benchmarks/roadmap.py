@@ -9,6 +9,7 @@ such rows, and the study's in results/ and report/. What has no row is shown as 
 
 import csv
 import json
+import math
 import statistics
 import sys
 from dataclasses import dataclass
@@ -97,10 +98,14 @@ def losses(results: Path | None) -> list[tuple[dict, Loss]]:
 
 
 def _loss(row: dict) -> Loss:
+    if row["verdict"] == "missing":  # no seed was run
+        return Loss()
     if not row["difference"]:
         return Loss(row["verdict"], row["verdict"])
-    half = f" ± {float(row['difference_half_width']):.4f}" if row["difference_half_width"] else ""
-    return Loss(f"{float(row['difference']):+.4f}{half}, {row['verdict']}", row["verdict"])
+    half = float(row["difference_half_width"] or 0)
+    digits = max(4, 1 - math.floor(math.log10(half))) if half else 4  # two of the half-width, or more
+    interval = f" ± {half:.{digits}f}" if row["difference_half_width"] else ""
+    return Loss(f"{float(row['difference']):+.{digits}f}{interval}, {row['verdict']}", row["verdict"])
 
 
 def loss_of(technique: Technique, found: list[tuple[dict, Loss]]) -> Loss:

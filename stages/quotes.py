@@ -3,12 +3,14 @@
     python -m stages.quotes                             exit 2, naming each document that says what its rows do not
     python -m stages.quotes --write                     make quoted tables, and the records' own pages, again
     python -m stages.quotes --keep results/X records/X  copy the rows of a study, without models, and then --write
+    … --keep results/X records/X --not-run RUN …        the same without runs that no seed was trained of yet
 
 A source is a study's results directory, or a file of the benchmarks' rows. In Markdown:
 
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
     <!-- quote: SOURCE epochs -->       the same of how the baseline's training went
+    <!-- quote: SOURCE tables -->       without the findings, which are many where runs are
     <!-- quote: SOURCE verdicts -->     without costs and findings: of runs that shared a GPU
     <!-- quote: SOURCE findings -->     the findings alone
     <!-- quote: SOURCE roadmap -->      a record's rows as the roadmap of techniques
@@ -17,8 +19,8 @@ A source is a study's results directory, or a file of the benchmarks' rows. In M
     <!-- figures: SOURCE "ROW" -->      every decimal number of this paragraph, or of the next, is in a line that the
                                         regular expression ROW finds; if ROW has groups, in what they match. Lines
                                         are of all that SOURCE says; or, where the page
-                                        quotes its verdicts and not all of it, of those
-    <!-- figures: SOURCE PART "ROW" --> of its epochs, verdicts, findings or roadmap
+                                        quotes its verdicts and no costs, of those
+    <!-- figures: SOURCE PART "ROW" --> of its epochs, tables, verdicts, findings or roadmap
 
 A table of results outside a quote, and a sentence with measured figures without its source, are refused too.
 """
@@ -33,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +56,7 @@ LEFT_BEHIND = (
     ".gitignore",
 )  # models and traces are no rows
 AGAIN = "python -m stages.quotes --write"
-PART = "( epochs| verdicts| findings| roadmap)?"
+PART = "( epochs| tables| verdicts| findings| roadmap)?"
 QUOTE = re.compile(rf"<!-- quote: (\S+?){PART} -->\n(.*?)<!-- end of quote -->", re.DOTALL)
 CHART = re.compile(r"<!-- chart: (\S+) (\S+) -->(?:\n!\[[^\]]*\]\([^)]*\))?")
 LARGEST_CHART = 200_000  # bytes: pages are read in a browser
@@ -71,7 +74,8 @@ NOT_PROSE = re.compile(r"`[^`\n]*`|\]\([^)]*\)")  # code, and where links lead
 def source_text(root: Path, source: str, part: str = "") -> str:
     """The tables of a source, as they are printed.
 
-    part: "epochs", of the baseline's training; "verdicts", without costs and findings; "findings"; or "roadmap".
+    part: "epochs", of the baseline's training; "tables", without findings; "verdicts", without costs too; "findings";
+        or "roadmap".
 
     Raises:
         ConfigError: there is no such source.
@@ -90,7 +94,7 @@ def source_text(root: Path, source: str, part: str = "") -> str:
         elif part == "findings":
             summarize.show_findings(console, study)
         else:
-            summarize.show(console, study, costs=part != "verdicts")
+            summarize.show(console, study, costs=part != "verdicts", details=not part)
         lines = (line.rstrip() for line in page.getvalue().splitlines())
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
     if not path.is_file():
@@ -210,11 +214,11 @@ def page_problems(root: Path, page: Path) -> list[str]:
 
 
 def _quoted_without_costs(text: str) -> set[str]:
-    """Sources of which a page quotes verdicts and not all: a step time of theirs may be another run's doing."""
+    """Sources of which a page quotes verdicts and no costs: a step time of theirs may be another run's doing."""
     parts: dict[str, set[str]] = {}
     for source, part, _ in QUOTE.findall(text):
         parts.setdefault(source, set()).add(part.strip())
-    return {source for source, found in parts.items() if "verdicts" in found and "" not in found}
+    return {source for source, found in parts.items() if "verdicts" in found and not found & {"", "tables"}}
 
 
 def _tables(text: str) -> list[str]:
@@ -233,7 +237,7 @@ def _numbers(root: Path, source: str, part: str, row: str) -> set[str]:
     if not lines:
         raise ConfigError(f"no line has {row!r} in it", source)
     parts = [part for line, found in lines for part in (found.groups() or (line,))]
-    return {number for part in parts for number in DECIMAL.findall(part)}
+    return {number for part in parts if part for number in DECIMAL.findall(part)}
 
 
 def _report(study: summary.Summary, directory: Path) -> None:
@@ -293,19 +297,24 @@ def write(root: Path) -> None:
             file.write_text(svg, encoding="utf-8")
 
 
-def keep(results: Path, record: Path) -> None:
+def keep(results: Path, record: Path, not_run: Sequence[str] = ()) -> None:
     """Copy a study's rows to record/results, replacing what was there.
 
+    not_run: runs that no seed was trained of, which the record's tables show as missing.
+
     Raises:
-        ConfigError: a run of the study is not finished.
+        ConfigError: another run of the study is not finished, or one of `not_run` has rows.
     """
-    unfinished = [
+    runs = _study(results).results.runs
+    problems = [
         f"{one.run}-{one.seed} is {one.state}: {one.reason}"
-        for one in _study(results).results.runs
-        if one.state not in ("complete", "diverged")
+        for one in runs
+        if one.state not in ("complete", "diverged") and one.run not in not_run
     ]
-    if unfinished:
-        raise ConfigError(unfinished, str(results))
+    missing = {run: {one.state for one in runs if one.run == run} == {"missing"} for run in not_run}
+    problems += [f"--not-run {run}: it has rows, or is no run" for run, so in missing.items() if not so]
+    if problems:
+        raise ConfigError(problems, str(results))
     if results.resolve() == (record / "results").resolve():
         raise ConfigError("these are the record's own rows; name the study's results", str(results))
     shutil.rmtree(record / "results", ignore_errors=True)
@@ -317,9 +326,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="make quotes and the records' pages again")
     parser.add_argument("--keep", nargs=2, type=Path, metavar=("RESULTS", "RECORD"))
+    parser.add_argument("--not-run", nargs="+", default=[], metavar="RUN")
     arguments = parser.parse_args()
+    if arguments.not_run and not arguments.keep:
+        parser.error("--not-run says what --keep may leave out")
     if arguments.keep:
-        keep(*arguments.keep)
+        keep(*arguments.keep, arguments.not_run)
     if arguments.keep or arguments.write:
         write(Path())
     elif found := problems(Path()):

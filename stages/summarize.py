@@ -99,11 +99,13 @@ def terminal() -> Console:
     return Console(width=max(width, WIDTH), **plain)
 
 
-def show(console: Console, study: summary.Summary, *, costs: bool = True) -> None:
+def show(console: Console, study: summary.Summary, *, costs: bool = True, details: bool = True) -> None:
     """The comparison in the terminal: question, criteria, verdict, results, cost, findings, footnotes.
 
-    Without `costs` neither the table of costs nor the findings, which count seconds too.
+    Without `costs` no table that counts seconds, of those after the results that of criteria alone. Without `details`
+    no findings; they count seconds too, so nobody may ask for them without costs.
     """
+    assert costs or not details
     plan = study.results.study
     parts = [plan.question, *tables.hypothesis_lines(study), tables.outcome(study)]
     parts.append(hypothesis.conclusion(study) or words.headline(study))
@@ -114,9 +116,10 @@ def show(console: Console, study: summary.Summary, *, costs: bool = True) -> Non
     if costs:
         cost = f"Cost: ratio to {plan.baseline} with its 95 % interval"
         show_table(console, cost, tables.cost_table(study))
-    for title, table in tables.outcome_tables(study):
+    more = tables.outcome_tables if costs else outcome_tables.criteria_tables
+    for title, table in more(study):
         show_table(console, title, table)
-    if costs:
+    if details:
         show_findings(console, study)
     for note in words.footnotes(study):
         console.print(f"* {note}")

@@ -148,6 +148,24 @@ def test_a_figure_is_in_the_part_that_is_named_or_quoted(root, quoted, part, is_
     )
 
 
+def test_tables_are_the_same_without_findings(root):
+    whole, tables = (quotes.source_text(root, STUDY, part) for part in ("", "tables"))
+    lines = whole.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("- "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("* "))
+    assert "Cost: " in tables and tables.splitlines() == lines[:first] + lines[last:]
+
+
+def test_verdicts_have_no_table_of_seconds(tmp_path):
+    """Of runs that differ in batch and checkpointing there is one, with the time of an epoch."""
+    large = {"batch_size": 512, "steps": 15, "activation_checkpointing": "full", "lr": 0.001, "width": 128}
+    small = {"lr": 0.001, "micro_batch_size": 64}
+    classifier_study(tmp_path, runs={"small_1": small, "large_1": large}, scaling={}, criteria=[])
+    whole, verdicts = (quotes.source_text(tmp_path, "results/agnews", part) for part in ("", "verdicts"))
+    assert "epoch (s)" in whole
+    assert "epoch (s)" not in verdicts and "Results: " in verdicts
+
+
 def test_a_record_has_rows_and_no_models(root):
     kept = {path.name for path in (root / STUDY).rglob("*")}
     assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept
@@ -177,6 +195,13 @@ def test_a_record_is_not_kept_from_itself(own):
     with pytest.raises(ConfigError, match="these are the record's own rows"):
         quotes.keep(own / STUDY, own / "records" / "fake")
     assert (own / STUDY / "adamw-1" / "metrics.json").is_file()
+
+
+def test_a_group_of_a_row_that_took_no_part_has_no_numbers(root):
+    """Of two rows, each has one of the two groups."""
+    row = r"engine +\S+ +(\S+)|nanogpt +\S+ +(\S+)"
+    page(root, f'<!-- figures: {ROWS} "{row}" -->\nThey are 1.01 × and 1.00 ×.\n')
+    assert problems(root) == []
 
 
 def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_stale(own):
@@ -270,6 +295,23 @@ def test_an_unfinished_study_is_not_kept(tmp_path):
     with pytest.raises(ConfigError, match="sgd-2 is incomplete: interrupted or still running"):
         quotes.keep(results, tmp_path / "records" / "fake")
     assert not (tmp_path / "records").exists()
+
+
+def test_runs_that_did_not_run_are_kept_as_missing_by_name(tmp_path):
+    results = write_study(tmp_path)
+    for seed in (1, 2, 3):
+        shutil.rmtree(results / f"sgd-{seed}")
+    record = tmp_path / "records" / "fake"
+    with pytest.raises(ConfigError, match="sgd-1 is missing: has not run"):
+        quotes.keep(results, record)
+    with pytest.raises(ConfigError, match="--not-run adamw: it has rows, or is no run"):
+        quotes.keep(results, record, ["sgd", "adamw"])
+    with pytest.raises(ConfigError, match="--not-run sdg: it has rows, or is no run"):
+        quotes.keep(results, record, ["sgd", "sdg"])
+    assert not record.exists()
+    quotes.keep(results, record, ["sgd"])
+    text = quotes.source_text(tmp_path, "records/fake/results")
+    assert "sgd: seeds 1, 2, 3: missing: has not run" in " ".join(text.split())
 
 
 def test_the_command_exits_2_and_names_the_page(root, monkeypatch, capsys):

@@ -185,6 +185,8 @@ def study_of(root, table: bool = True):
         "a": {"tf32": True},
         "b": {"first_length": 64, "lengthening_steps": 9},
         "c": {"schedule": "linear"},
+        "d": {"schedule": "constant"},
+        "e": {"attention": "sdpa"},
     }
     results = root / "results" / "techniques"
     (results / "configs").mkdir(parents=True)
@@ -199,7 +201,9 @@ def study_of(root, table: bool = True):
             ["b", "worse", "0.02", "0.005"],
         ]
         with (root / "reports" / "techniques" / "table.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *lines, ["c", "not comparable", "", ""]])
+            lines += [["c", "not comparable", "", ""], ["d", "missing", "", ""]]
+            lines += [["e", "inconclusive", "0.0000171", "0.0000864"]]
+            csv.writer(file).writerows([head, *lines])
     return results
 
 
@@ -209,7 +213,11 @@ def test_the_effect_on_the_loss_is_that_of_the_run_with_the_techniques_settings(
     assert by_name["TF32"] == ["+0.0000 ± 0.0000, identical", "not measured"]
     assert by_name["progressive sequence length"] == ["+0.0200 ± 0.0050, worse", "costs loss"]
     assert by_name["learning rate, linear decay"] == ["not comparable", "not measured"]
-    assert by_name["learning rate, constant"] == ["not measured", "not measured"]
+    assert by_name["learning rate, constant"] == ["not measured", "not measured"]  # its run has not run
+    assert by_name["activation, ReLU"] == ["not measured", "not measured"]
+    assert by_name["attention, SDPA"] == ["+0.000017 ± 0.000086, inconclusive", "not measured"]
+    constant = next(t for t in CATALOGUE if t.name == "learning rate, constant")
+    assert roadmap.line(constant, [], found)[2] == "tested"
     assert by_name["two processes, DDP"] == ["none, by its tests", "not measured"]
 
 
@@ -229,7 +237,7 @@ def test_the_command_reads_rows_and_results_and_says_what_is_missing(tmp_path, c
     rows.rename(record / "rows.jsonl")
     (record / "report").mkdir()
     (record / "report" / "table.csv").write_text(
-        "run,verdict,difference,difference_half_width\na,better,-0.1,0.01\nb,x,,\nc,x,,\n"
+        "run,verdict,difference,difference_half_width\na,better,-0.1,0.01\nb,x,,\nc,x,,\nd,x,,\ne,x,,\n"
     )
     roadmap.main([str(record)])
     text = capsys.readouterr().out
