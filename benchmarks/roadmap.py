@@ -127,6 +127,7 @@ def verdict(effects: tuple[Effect, ...], loss: Loss) -> str:
         better = {
             "better": "lowers the loss",
             "identical": "changes nothing",
+            "equivalent": "no effect that matters",
             "inconclusive": "no effect shown",
         }
         return better.get(loss.verdict, NOT_MEASURED)

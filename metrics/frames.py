@@ -65,6 +65,11 @@ def table_frame(summary: Summary) -> pl.DataFrame:
             "difference_half_width": estimate and estimate.half_width,
             "p": comparison and comparison.p,
             "p_holm": comparison and comparison.p_holm,
+            **(
+                {"p_equivalent": comparison and comparison.p_equivalent}
+                if summary.results.study.margin
+                else {}
+            ),
             "smallest_detectable": comparison and comparison.smallest_detectable,
         }
         for name in measured:

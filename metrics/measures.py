@@ -171,7 +171,7 @@ KINDS = {  # of scaling: what stays the same with more processes
 }
 # Of a condition that would falsify a study's hypothesis, and the verdicts that it may name.
 CONDITION_KEYS = ("run", "verdict", "measure", "against", "at_least", "at_most")
-DECIDED = ("better", "worse", "identical", "inconclusive", "diverged")
+DECIDED = ("better", "worse", "identical", "equivalent", "inconclusive", "diverged")
 TO_TARGET = (
     "seconds_to_target"  # of a criterion, with its target: seconds of training until a validation loss
 )

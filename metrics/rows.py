@@ -36,6 +36,9 @@ class Study:
     hypothesis: str = ""
     falsified_by: dict[str, Any] = field(default_factory=dict)  # says, and when: a list of conditions
     budget: int = 0  # of the axis, for each run; 0: not said
+    margin: float = (
+        0.0  # smaller differences in the metric would change no choice; 0: none would be too small
+    )
     grid: dict[str, Any] = field(default_factory=dict)  # of metrics.grids
     chosen_from: dict[str, Any] = field(default_factory=dict)  # study, metric, seeds that chose the runs
     own_budget: tuple[str, ...] = ()  # runs that are given another amount of the axis on purpose
@@ -175,7 +178,7 @@ def _study(path: Path) -> Study:
         raise ResultsError(f"{path}: axis must be one of {', '.join(AXES)}, got {axis!r}")
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
     more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
-    more |= {key: raw[key] for key in ("hypothesis", "budget", "grid", "chosen_from") if key in raw}
+    more |= {key: raw[key] for key in ("hypothesis", "budget", "margin", "grid", "chosen_from") if key in raw}
     more |= {key: tuple(raw.get(key, ())) for key in ("own_budget", "perplexity_at", "targets")}
     against = raw.get("falsified_by") or {}
     more["falsified_by"] = {"says": against} if isinstance(against, str) else against

@@ -76,8 +76,10 @@ class Comparison:
     t: float | None = None
     p: float | None = None  # two-sided paired t-test
     p_holm: float | None = None  # the same, corrected for the number of runs compared
+    p_equivalent: float | None = None  # that the difference is the margin or more, corrected alike
     smallest_detectable: float | None = None  # with 80 % power at alpha 0.05 after Holm's correction
-    verdict: str | None = None  # better, worse, inconclusive, identical; None with the reason
+    # better, worse, identical, equivalent, inconclusive; None with the reason
+    verdict: str | None = None
     reason: str = ""
 
 
@@ -198,37 +200,64 @@ def _smallest_detectable(comparison: Comparison, tested: int) -> float:
     return _deviation(comparison.differences) * deviations
 
 
-def _verdict(comparison: Comparison, p_holm: float, better: str) -> str:
+def _p_equivalent(comparison: Comparison, margin: float) -> float:
+    """Of the two one-sided tests that the difference is the margin or more, either way, the larger p.
+
+    Source: Schuirmann (1987).
+    """
+    assert comparison.estimate is not None
+    room = margin - abs(comparison.estimate.mean)
+    deviation, count = _deviation(comparison.differences), len(comparison.seeds)
+    if deviation == 0:
+        return 0.0 if room > 0 else 1.0
+    return float(stats.t.sf(room / (deviation / math.sqrt(count)), count - 1))
+
+
+def _verdict(comparison: Comparison, better: str) -> str:
+    """A difference that is surely smaller than the margin is none worth a choice, even where it is surely not 0."""
+    assert comparison.p_holm is not None
     if not any(comparison.differences):
         return "identical"
-    if p_holm >= ALPHA:
+    if comparison.p_equivalent is not None and comparison.p_equivalent < ALPHA:
+        return "equivalent"
+    if comparison.p_holm >= ALPHA:
         return "inconclusive"
     assert comparison.estimate is not None
     return "better" if (comparison.estimate.mean < 0) == (better == "lower") else "worse"
 
 
-def compare(values: Mapping[str, SeedValues], baseline: str, better: str) -> dict[str, Comparison]:
+def compare(
+    values: Mapping[str, SeedValues], baseline: str, better: str, margin: float = 0.0
+) -> dict[str, Comparison]:
     """Every run but the baseline against it, paired by seed, with Holm's correction over the runs tested.
 
     Args:
         values: run -> seed -> value; a run or seed without a value is left out or empty.
         baseline: the run compared with; without values every comparison says so.
         better: "lower" or "higher".
+        margin: smaller differences, in the metric's units, would change no choice; 0: none would be too small.
+            Whether they are is a claim of another kind, with a correction of its own over the same runs.
 
     Raises:
-        ValueError: `better` is something else.
+        ValueError: `better` is something else, or `margin` is negative.
     """
     if better not in ("lower", "higher"):
         raise ValueError(f"better must be 'lower' or 'higher', got {better!r}")
+    if not margin >= 0:
+        raise ValueError(f"margin must be a number >= 0, got {margin!r}")
     base = values.get(baseline, {})
     tests = {run: _paired_test(seeds, base) for run, seeds in values.items() if run != baseline}
     tested = [run for run, test in tests.items() if test.p is not None]
-    adjusted = holm([p for run in tested if (p := tests[run].p) is not None])
-    for run, p_holm in zip(tested, adjusted, strict=True):
-        tests[run] = replace(
+    different = holm([p for run in tested if (p := tests[run].p) is not None])
+    equivalent = (
+        holm([_p_equivalent(tests[run], margin) for run in tested]) if margin else [None] * len(tested)
+    )
+    for run, p_holm, p_equivalent in zip(tested, different, equivalent, strict=True):
+        one = replace(
             tests[run],
             p_holm=p_holm,
+            p_equivalent=p_equivalent,
             smallest_detectable=_smallest_detectable(tests[run], len(tested)),
-            verdict=_verdict(tests[run], p_holm, better),
         )
+        tests[run] = replace(one, verdict=_verdict(one, better))
     return tests

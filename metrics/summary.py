@@ -107,7 +107,7 @@ def summarize(results: Results) -> Summary:
         if run == study.baseline
         or not (judged[run].invalid or judged[run].not_comparable or judged[run].own_budget)
     }
-    comparisons = statistics.compare(compared, study.baseline, METRICS[study.metric].better)
+    comparisons = statistics.compare(compared, study.baseline, METRICS[study.metric].better, study.margin)
     runs = tuple(_run_summary(results, run, values, comparisons.get(run), judged[run]) for run in study.runs)
     return Summary(results, measure(study.metric, results.labelled), runs, AXES[study.axis].words)
 

@@ -119,6 +119,7 @@ HEADLINES = {  # status: what is said of one run that has it, and of several
     "better": ("is better", "are better"),
     "worse": ("is worse", "are worse"),
     "identical": ("is identical", "are identical"),
+    "equivalent": ("is equivalent", "are equivalent"),
     "inconclusive": ("is inconclusive", "are inconclusive"),
     "no verdict": ("has no verdict", "have no verdict"),
     "own budget": ("had a budget of its own", "had budgets of their own"),
@@ -153,6 +154,12 @@ def verdict_sentence(summary: Summary, run: RunSummary) -> str:
         return f"{run.run} and {study.baseline} have exactly the same {label} in all {pairs}."
     by = f"{difference(comparison.estimate, summary.metric)} {summary.metric.difference_unit}".strip()
     evidence = f"{by}, {pairs}, p {_equals(p_value(comparison.p_holm))}"
+    if comparison.verdict == "equivalent":
+        p = p_value(comparison.p_equivalent)
+        return (
+            f"{run.run} is equivalent to {study.baseline} on {label}: the difference ({by}, {pairs}) is less than "
+            f"{margin(summary)} (p {_equals(p)})."
+        )
     if comparison.verdict == "inconclusive":
         smallest = _smallest(summary, comparison)
         return (
@@ -160,6 +167,12 @@ def verdict_sentence(summary: Summary, run: RunSummary) -> str:
             f"these seeds could have shown a difference of {smallest}."
         )
     return f"{run.run} is {comparison.verdict} than {study.baseline} on {label} ({evidence})."
+
+
+def margin(summary: Summary) -> str:
+    """The study's margin, in the unit that is shown."""
+    metric = summary.metric
+    return f"{summary.results.study.margin * metric.factor:g} {metric.difference_unit}".strip()
 
 
 def _smallest(summary: Summary, comparison: Comparison) -> str:
@@ -219,7 +232,9 @@ def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
     comparison = run.comparison if run.complete_seeds else None
     if comparison and comparison.reason:
         notes.append(f"no verdict: {comparison.reason}")
-    if comparison and comparison.smallest_detectable:  # 0 when every difference is the same
+    if comparison and comparison.verdict == "equivalent":
+        notes.append(f"the difference is less than {margin(summary)}, which would change no choice")
+    elif comparison and comparison.smallest_detectable:  # 0 when every difference is the same
         smallest = _smallest(summary, comparison)
         notes.append(
             f"{len(comparison.seeds)} seeds could have shown (80 % power) a difference of {smallest}"

@@ -1,17 +1,18 @@
-"""What the keys of a study as an experiment must be: hypothesis, falsified_by, budget, grid, chosen_from.
+"""What the keys of a study as an experiment must be: hypothesis, falsified_by, budget, margin, grid, chosen_from.
 
 Every function gives problems in words, none where all is well. Must not read or write files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from metrics import grids
 from metrics.measures import AXES, CONDITION_KEYS, DECIDED, METRICS
 from stages.study import bound_problems, key_problems, one_of
 
-EXPERIMENT = {"hypothesis": "", "falsified_by": {}, "budget": 0, "grid": {}, "chosen_from": {}}
+EXPERIMENT = {"hypothesis": "", "falsified_by": {}, "budget": 0, "margin": 0, "grid": {}, "chosen_from": {}}
 LARGEST_GRID = 200  # runs: each is a stage a seed, and DVC looks at every one
 
 
@@ -19,6 +20,7 @@ def experiment_problems(study: dict) -> list[str]:
     """Problems with the keys of EXPERIMENT in a study whose runs are a mapping."""
     return [
         *_hypothesis_problems(study),
+        *_margin_problems(study["margin"]),
         *_grid_problems(study["grid"], study["runs"]),
         *_chosen_problems(study["chosen_from"], study["seeds"]),
     ]
@@ -33,6 +35,14 @@ def budget_problems(study: dict, amount: int) -> Iterator[str]:
         yield (
             f"budget = {wanted:,}: the baseline {study['baseline']} is given {amount:,} {unit}; change its steps, or "
             "the budget (0: not said)"
+        )
+
+
+def _margin_problems(margin: object) -> Iterator[str]:
+    if type(margin) not in (int, float) or not 0 <= margin < math.inf:
+        yield (
+            f"margin = {margin!r}: must be a number ≥ 0, the difference in the metric below which no choice would "
+            "change (nats a token of a loss, a share from 0 to 1 of an accuracy); 0: not said"
         )
 
 

@@ -14,16 +14,16 @@ SEED_SPREAD = 3.0  # of what a seed does to all runs alike; pairing takes it out
 SPREAD = 1.0  # of what it does to one run, so paired differences have a deviation of sqrt(2)
 
 
-def trials(runs: int, seeds: int, shift: float = 0.0):
-    """TRIALS studies of `runs` runs against a baseline; the first run is worse by `shift`, the rest are not."""
+def trials(runs: int, seeds: int, shift: float = 0.0, margin: float = 0.0, shifted: int = 1):
+    """TRIALS studies of `runs` runs against a baseline; the first `shifted` are worse by `shift`, the rest are not."""
     draw = np.random.default_rng([20, runs, seeds])
     for _ in range(TRIALS):
         common = draw.normal(0, SEED_SPREAD, seeds)
         values = common + draw.normal(0, SPREAD, (runs + 1, seeds))
-        values[1] += shift
+        values[1 : 1 + shifted] += shift
         names = ["baseline", *(f"run{i}" for i in range(1, runs + 1))]
         study = {name: dict(enumerate(row)) for name, row in zip(names, values.tolist(), strict=True)}
-        yield statistics.compare(study, "baseline", "lower")
+        yield statistics.compare(study, "baseline", "lower", margin)
 
 
 @pytest.mark.parametrize(("runs", "seeds"), [(1, 3), (3, 3), (3, 5), (4, 10)])
@@ -54,3 +54,15 @@ def test_the_smallest_difference_that_is_stated_is_found_as_often_as_is_said(run
         f"({stated / deviation:.2f} deviations) found in {found / TRIALS:.1%}"
     )
     assert found / TRIALS == pytest.approx(statistics.POWER, abs=0.04)
+
+
+@pytest.mark.parametrize(("runs", "seeds"), [(1, 3), (3, 5), (4, 10)])
+def test_runs_that_differ_by_the_margin_are_seldom_called_equivalent(runs, seeds):
+    """A study is wrong when any of its runs is, each of which differs by just as much as would matter."""
+    margin = 6 * SPREAD  # so large that the test of the other side has no part in it
+    studies = trials(runs, seeds, shift=margin, margin=margin, shifted=runs)
+    wrong = sum(any(one.verdict == "equivalent" for one in compared.values()) for compared in studies)
+    print(
+        f"at the margin, {TRIALS} studies of {runs} runs × {seeds} seeds: {wrong / TRIALS:.1%} with a false verdict"
+    )
+    assert 0.03 <= wrong / TRIALS <= 0.07

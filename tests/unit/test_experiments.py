@@ -267,6 +267,28 @@ def test_an_inconclusive_verdict_decides_only_where_it_is_named(tmp_path):
         assert hypothesis.outcome(summary.summarize(rows.read(results))).state == state
 
 
+def test_equivalent_to_the_margin_is_said_everywhere(tmp_path, capsys):
+    """SGD is worse by 0.507 in the mean: far from 0, and less than 0.6."""
+    study = {
+        "margin": 0.6,
+        "hypothesis": "h",
+        "falsified_by": SAYS | {"when": [{"run": "sgd", "verdict": ["worse"]}]},
+    }
+    results = write_study(tmp_path, **study)
+    found = hypothesis.outcome(summary.summarize(rows.read(results)))
+    assert (found.state, found.conditions[0].came_true) == ("not falsified", False)
+    assert summarize.main([str(results), str(tmp_path / "report")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert "adamw-checkpointing is identical; sgd is equivalent" in printed
+    assert "sgd: the difference is less than 0.6 nats/token, which would change no choice" in printed
+    assert "sgd: 3 seeds could have shown" not in printed
+    assert "sgd is equivalent to adamw on test loss: the difference (+0.507 ±" in table
+    assert "is less than 0.6 nats/token (p = 0.0" in table
+    columns = (tmp_path / "report" / "table.csv").read_text().splitlines()[0].split(",")
+    assert columns[columns.index("p_holm") + 1] == "p_equivalent"
+
+
 def test_a_diverged_run_is_a_verdict_too(tmp_path):
     study = {"hypothesis": "h", "falsified_by": SAYS | {"when": [{"run": "sgd", "verdict": "diverged"}]}}
     results = write_study(tmp_path, **study)
@@ -331,11 +353,14 @@ def condition(**changes) -> dict:
         (condition(verdict="better"), "falsified_by.when[0]: must have either verdict or measure"),
         (condition(measure=None), "falsified_by.when[0]: must have either verdict or measure"),
         (condition(measure=None, at_most=None, verdict="beter"), "must be one of better, worse, identical, "
-         "inconclusive, diverged (nearest: better)"),
+         "equivalent, inconclusive, diverged (nearest: better)"),
         (condition(measure=None, verdict="better"), "falsified_by.when[0].at_most: goes with measure"),
         (condition(at_most=None), "falsified_by.when[0]: lacks at_least or at_most"),
         (condition(measure="speed"), "falsified_by.when[0].measure = 'speed': must be one of test_loss, "),
         ({"budget": 5}, "budget = 5: the baseline adamw is given 204,800 tokens"),
+        ({"margin": -0.01}, "margin = -0.01: must be a number ≥ 0, the difference in the metric below which no choice"),
+        ({"margin": "1 %"}, "margin = '1 %': must be a number"),
+        ({"margin": True}, "margin = True: must be a number"),
         ({"budget": "many"}, "budget = 'many': must be a whole number of tokens"),
         ({"chosen_from": {"study": "g", "metric": "val_loss", "seeds": [9, 2]}}, "seeds = [1, 2, 3]: the runs were "
          "chosen by g on seed 2 too"),

@@ -147,3 +147,56 @@ def test_binomial_interval_by_hand(mean, count, low, high):
 def test_a_share_that_is_none(mean, count):
     with pytest.raises(ValueError, match="a share from 0 to 1 of at least one thing, got"):
         statistics.proportion(mean, count)
+
+
+# --- equivalence
+
+
+def differing(*differences: float, **others: tuple[float, ...]) -> dict[str, dict[int, float]]:
+    """A baseline of zeros and runs that differ from it by so much, a number a seed."""
+    runs = {"base": (0.0,) * len(differences), "run": differences, **others}
+    return {run: dict(enumerate(values)) for run, values in runs.items()}
+
+
+def test_two_one_sided_tests_by_hand():
+    values = differing(0.1, 0.2, 0.3)  # mean 0.2, sd 0.1
+    result = statistics.compare(values, "base", "lower", margin=0.8)["run"]
+    t = (0.8 - 0.2) / (0.1 / math.sqrt(3))
+    assert result.p_equivalent == pytest.approx((1 - t / math.sqrt(t * t + 2)) / 2)  # one-sided: 0.0046
+    assert result.verdict == "equivalent"
+    mirrored = statistics.compare(differing(-0.1, -0.2, -0.3), "base", "lower", margin=0.8)["run"]
+    assert mirrored.p_equivalent == pytest.approx(result.p_equivalent) and mirrored.verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "verdict"),
+    [
+        ((0.1, 0.2, 0.3), 0.0, "inconclusive"),
+        ((0.1, 0.2, 0.3), 0.25, "inconclusive"),  # within the margin, but not surely
+        ((0.010, 0.011, 0.012), 0.02, "equivalent"),  # surely not 0, and surely too small to matter
+        ((0.010, 0.011, 0.012), 0.005, "worse"),  # surely larger than the margin
+        ((0.0, 0.0, 0.0), 0.01, "identical"),
+        ((0.5, 0.5, 0.5), 1.0, "equivalent"),  # the same in every seed: no variance to divide by
+        ((0.5, 0.5, 0.5), 0.5, "worse"),
+    ],
+)
+def test_a_difference_below_the_margin_is_none_worth_a_choice(differences, margin, verdict):
+    assert statistics.compare(differing(*differences), "base", "lower", margin)["run"].verdict == verdict
+
+
+def test_equivalence_has_a_correction_of_its_own():
+    """p 0.0229 alone is not beside two runs that differ, whose own p is as small as ever."""
+    small, far = (-0.1, 0.0, 0.1), (2.9, 3.0, 3.1)
+    t = 0.26 / (0.1 / math.sqrt(3))
+    alone = statistics.compare(differing(*small), "base", "lower", 0.26)["run"]
+    assert (
+        alone.p_equivalent == pytest.approx((1 - t / math.sqrt(t * t + 2)) / 2) and alone.p_equivalent < 0.05
+    )
+    beside = statistics.compare(differing(*small, one=far, two=far), "base", "lower", 0.26)
+    assert beside["run"].p_equivalent == pytest.approx(3 * alone.p_equivalent)
+    assert [beside[run].verdict for run in ("run", "one", "two")] == ["inconclusive", "worse", "worse"]
+
+
+def test_a_negative_margin_is_no_margin():
+    with pytest.raises(ValueError, match="margin must be a number >= 0, got -1"):
+        statistics.compare({}, "base", "lower", -1)
