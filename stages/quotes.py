@@ -214,7 +214,8 @@ def _quoted_without_costs(text: str) -> set[str]:
     parts: dict[str, set[str]] = {}
     for source, part, _ in QUOTE.findall(text):
         parts.setdefault(source, set()).add(part.strip())
-    return {source for source, found in parts.items() if "verdicts" in found and "" not in found}
+    costless = {"verdicts", "findings"}
+    return {source for source, found in parts.items() if "verdicts" in found and found <= costless}
 
 
 def _tables(text: str) -> list[str]:
