@@ -15,7 +15,7 @@ SPREAD = 1.0  # of what it does to one run, so paired differences have a deviati
 
 
 def trials(runs: int, seeds: int, shift: float = 0.0, margin: float = 0.0, shifted: int = 1):
-    """TRIALS studies of `runs` runs against a baseline; the first `shifted` are worse by `shift`, the rest are not."""
+    """TRIALS studies of `runs` runs against a baseline; the first `shifted` are worse by `shift`."""
     draw = np.random.default_rng([20, runs, seeds])
     for _ in range(TRIALS):
         common = draw.normal(0, SEED_SPREAD, seeds)
