@@ -358,7 +358,7 @@ def condition(**changes) -> dict:
         (condition(at_most=None), "falsified_by.when[0]: lacks at_least or at_most"),
         (condition(measure="speed"), "falsified_by.when[0].measure = 'speed': must be one of test_loss, "),
         ({"budget": 5}, "budget = 5: the baseline adamw is given 204,800 tokens"),
-        ({"margin": -0.01}, "margin = -0.01: must be a number ≥ 0, the difference in the metric below which no choice"),
+        ({"margin": -0.01}, "margin = -0.01: must be a number ≥ 0, the difference in the metric below which no"),
         ({"margin": "1 %"}, "margin = '1 %': must be a number"),
         ({"margin": True}, "margin = True: must be a number"),
         ({"budget": "many"}, "budget = 'many': must be a whole number of tokens"),
