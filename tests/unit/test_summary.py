@@ -156,7 +156,16 @@ def test_curves_keep_measured_steps_only(results):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (2.34567, "2.346"), (41234.5, "41,234"), (0.0, "0"), (math.inf, "∞"), (3e-9, "3.000e-09")],
+    [
+        (None, "–"),
+        (2.34567, "2.346"),
+        (41234.5, "41,234"),
+        (0.0, "0"),
+        (math.inf, "∞"),
+        (3e-9, "3.000e-09"),
+        (6.0574e17, "6.057e+17"),
+        (-131_072e6, "-131,072,000,000"),
+    ],
 )
 def test_numbers_as_words(value, text):
     assert words.number(value) == text
