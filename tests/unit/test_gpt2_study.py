@@ -60,7 +60,18 @@ def test_runs_that_prune_share_a_ramp_that_begins_after_warm_up_and_is_over_befo
             # The best loss counts at the target sparsity: in some evaluations.
             assert sum(step >= ramp.end for step in evaluated(config)) >= FEWEST
     assert len(set(ramps.values())) == 1
-    assert {"magnitude", "movement", "two_of_four", *study["own_budget"]} < set(ramps)
+    assert {"magnitude", "movement", "two_of_four", "bitter2_longer", "bitter3_longer"} < set(ramps)
+
+
+def test_the_short_recipe_is_the_recipe_and_is_excused_from_equal_tokens_alone(planned):
+    study, runs = planned
+    whole, short = (runs[name] for name in ("recipe", "recipe_short"))
+    apart = {k for k, value in whole.flat.items() if short.flat[k] != value}
+    assert apart == {"run", "steps", "eval_interval"} and 2 * short.training.steps == whole.training.steps
+    # Its time to a loss is a criterion like any other's.
+    asked = {one["run"]: one for one in study["criteria"] if one["measure"] == "seconds_to_target"}
+    assert asked["recipe_short"] == {**asked["recipe"], "run": "recipe_short"}
+    assert asked["recipe"]["target"] in study["targets"]
 
 
 @pytest.mark.parametrize("dataset", ["tinyshakespeare", "stdlib"])
