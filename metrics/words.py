@@ -192,7 +192,13 @@ def footnotes(summary: Summary) -> list[str]:
     for run in summary.runs:
         for words in _run_footnotes(summary, run):
             found.setdefault(words, []).append(run.run)
-    return [f"{', '.join(runs)}: {words}" for words, runs in found.items()]
+    notes = [f"{', '.join(runs)}: {words}" for words, runs in found.items()]
+    if absent := summary.results.study.left_out:
+        whole = len(absent) + len(summary.results.study.runs)
+        notes.append(
+            f"{len(absent)} of the study's {whole} runs are left out, with what is asked of them: {', '.join(absent)}"
+        )
+    return notes
 
 
 def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:
