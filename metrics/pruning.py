@@ -45,7 +45,7 @@ def layers(results: Results) -> pl.DataFrame:
 
 
 def best_at_each_sparsity(summary: Summary) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Of comparable runs that end equally sparse, the best by the study's metric and the next: a sentence, and the runs.
+    """Of comparable runs that end equally sparse, the best by the study's metric and the next: sentence and runs.
 
     The difference is of paired seeds, without a verdict: the pair was chosen by it.
     """
