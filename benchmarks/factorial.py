@@ -30,6 +30,7 @@ class Experiment:
         str, ...
     ] = ()  # the slots that are measured, where not all are; the others may be in all_on
     crossed: bool = False  # instead of all that: every combination
+    means: bool = False  # some steps do more than others, which a median does not see: also compare means
 
     def combinations(self) -> list[dict[str, str]]:
         """The combinations to measure, {slot: level}, the base first, each once."""
@@ -90,8 +91,9 @@ OPTIMIZERS = {
     "adamw, amsgrad": {"amsgrad": True},
     "adamw8bit": {"optimizer": "adamw8bit"},
     "muon": {"optimizer": "muon"},
-    "spam": {"optimizer": "spam"},
-    "spam at density 0.5": {"optimizer": "spam", "spam_density": 0.5},
+    # Without warm-up: it takes as long, and in so few steps the loss of a run with it would not fall.
+    "spam": {"optimizer": "spam", "spam_warmup_steps": 0},
+    "spam at density 0.5": {"optimizer": "spam", "spam_warmup_steps": 0, "spam_density": 0.5},
     "adamwspam_legacy": {"optimizer": "adamwspam_legacy"},
 }
 GPU = BEST["cuda"]
@@ -179,6 +181,7 @@ EXPERIMENTS = {
             {
                 "gradient sums": {"by autograd": BY_AUTOGRAD},
                 "float8": {ON: BY_AUTOGRAD | {"float8": True}},
+                "activation": {"relu_squared": {"activation": "relu_squared"}},
                 "8-bit optimizer": {ON: {"optimizer": "adamw8bit"}},
                 "optimizer in host memory": {ON: {"optimizer_offload": True}},
                 "Python's own garbage collection": {ON: {"gc_interval": 0}},
@@ -206,16 +209,18 @@ EXPERIMENTS = {
         ),
         Experiment(
             "pruning",
-            "What does pruning cost a step: its masks, and ranking all weights?",
+            "What does pruning cost a step: its masks, and ranking all weights now and then?",
             GPU,
             {
                 "pruning": {
-                    "masks": STATE | {"pruning_interval": 5},
-                    "masks, movement": {"pruning": "movement", "pruning_interval": 5},
-                    "ranked every step": STATE | {"pruning_interval": 1},
-                    "ranked every step by a sample": STATE | {"pruning_interval": 1, "pruning_sample": 0.02},
+                    "state, ranked every 5th step": STATE | {"pruning_interval": 5},
+                    "magnitude, ranked every 5th": {"pruning": "magnitude", "pruning_interval": 5},
+                    "movement, ranked every 5th": {"pruning": "movement", "pruning_interval": 5},
+                    "state, ranked every step": STATE | {"pruning_interval": 1},
+                    "state, by a sample, every step": STATE | {"pruning_interval": 1, "pruning_sample": 0.02},
                 }
             },
+            means=True,
         ),
         Experiment(
             "optimizers",

@@ -59,7 +59,7 @@ def experiment_jobs(experiments: list[Experiment], settings: dict) -> list[Job]:
         for levels in e.combinations():
             changed = settings | {"checkpoint_interval": 0} | e.settings(levels)
             resolve(changed, f"experiment {e.name}, {levels}")
-            named = {"peer": "engine", "experiment": e.name, "question": e.question}
+            named = {"peer": "engine", "experiment": e.name, "question": e.question, "means": e.means}
             jobs.append(Job(PEERS["engine"], changed, {**named, "levels": levels, "all_on": e.all_on}))
     return jobs
 

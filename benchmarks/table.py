@@ -108,12 +108,13 @@ def speed_table(rows: list[dict]) -> str:
 def experiment_table(rows: list[dict]) -> str:
     """The combinations of an experiment, and each technique's effect alone and combined."""
     combinations = _groups(rows, "levels")
-    base = combinations.get(key({}), [])
+    base, means = combinations.get(key({}), []), rows[0].get("means", False)
     measured = [
         [
             _words(own[0]["levels"]),
             _number(_median(own, "tokens_per_second"), ",.0f"),
             _ratio(own, base, "tokens_per_second"),
+            *([_ratio(own, base, "tokens_per_second_mean")] if means else []),
             _number(_median(own, "step_ms_fastest"), ",.2f"),
             _number(_peak(own), ".3g"),
             _ratio(own, base, _memory_of(rows)),
@@ -127,6 +128,7 @@ def experiment_table(rows: list[dict]) -> str:
         "settings",
         "tokens/s",
         "ratio to base",
+        *(["ratio of means"] if means else []),
         "fastest step ms",
         f"peak GiB ({_memory_words(rows)})",
         "ratio",

@@ -24,6 +24,7 @@ from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
 from metrics.grid_results import sentences
 from metrics.measures import METRICS, RECOMPUTING, SPREADING, speed
+from metrics.pruning import best_at_each_sparsity
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
@@ -55,6 +56,7 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
         _learning_rates,
         _scaling,
         _time_to_target,
+        _sparsest,
         _sparsity,
         _noise_scale,
         _block_norms,
@@ -273,6 +275,12 @@ def _reached(study: _Study, run: str, seed: int, by: str, target: float) -> tupl
     if there.is_empty():
         return None
     return float(there["tokens_seen"][0]), seconds_until(study.steps[run, seed], there["step"][0], one.starts)
+
+
+def _sparsest(study: _Study) -> Iterator[Finding]:
+    """Which of equally sparse runs is best; of a study that follows its runs' course."""
+    if study.results.study.follows_course:
+        yield from (Finding(*one) for one in best_at_each_sparsity(study.summary))
 
 
 def _sparsity(study: _Study) -> Iterator[Finding]:

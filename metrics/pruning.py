@@ -1,10 +1,15 @@
-"""What runs that prune left of each tensor: a frame of rows. Must not read or write files."""
+"""What runs that prune left of each tensor, and which is best at one sparsity. Must not read or write files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import polars as pl
 
+from metrics import statistics
 from metrics.rows import Results
+from metrics.summary import Summary, seed_values
+from metrics.words import difference, number, paired_seeds, with_interval
 
 COLUMNS = ("run", "tensor", "weights", "sparsity", "sparsity_low", "sparsity_high", "target")
 
@@ -37,3 +42,41 @@ def layers(results: Results) -> pl.DataFrame:
     order = {run: i for i, run in enumerate(results.study.runs)}
     by_run = pl.col("run").replace_strict(order, default=0, return_dtype=pl.Int64)
     return means.sort(by_run, "place").select(COLUMNS)
+
+
+def best_at_each_sparsity(summary: Summary) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Of comparable runs that end equally sparse, the best by the study's metric and the next: sentence and runs.
+
+    The difference is of paired seeds, without a verdict: the pair was chosen by it.
+    """
+    metric, values = summary.metric, seed_values(summary.results, summary.results.study.metric)
+    for share, runs in _equally_sparse(summary).items():
+        means = {run: statistics.mean_interval(list(values[run].values())) for run in runs if values[run]}
+        order = sorted(means, key=lambda run: means[run].mean, reverse=metric.better == "higher")
+        if len(order) < 2:  # noqa: PLR2004
+            continue
+        best, following = order[:2]
+        pair = {run: values[run] for run in (best, following)}
+        found = statistics.compare(pair, following, metric.better)[best]
+        if found.estimate is None:
+            continue
+        yield (
+            f"Of {len(order)} runs with {number(100 * share, 3)} % of their prunable weights 0, {best} has the "
+            f"{'lowest' if metric.better == 'lower' else 'highest'} {metric.label}: "
+            f"{with_interval(means[best].times(metric.factor))}, {difference(found.estimate, metric)} "
+            f"{metric.difference_unit} against the next, {following}; {paired_seeds(len(found.seeds))}.",
+            tuple(order),
+        )
+
+
+def _equally_sparse(summary: Summary) -> dict[float, list[str]]:
+    """Target → the comparable runs all of whose seeds ended at it."""
+    found: dict[float, list[str]] = {}
+    for run in summary.comparable:
+        seeds = [one.metrics for one in summary.results.of(run.run) if one.state == "complete"]
+        targets = {one.get("sparsity_target") for one in seeds}
+        if len(targets) == 1 and None not in targets:
+            (target,) = targets
+            if all(one["best_val_loss_at_target"] is not None for one in seeds):
+                found.setdefault(target, []).append(run.run)
+    return found

@@ -44,6 +44,7 @@ class Study:
     own_budget: tuple[str, ...] = ()  # runs that are given another amount of the axis on purpose
     perplexity_at: tuple[int, ...] = ()  # steps done
     targets: tuple[float, ...] = ()  # validation losses, the time to which is asked
+    left_out: tuple[str, ...] = ()  # runs of the study that `only` does not choose
 
     @property
     def follows_course(self) -> bool:
@@ -179,7 +180,7 @@ def _study(path: Path) -> Study:
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
     more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
     more |= {key: raw[key] for key in ("hypothesis", "budget", "margin", "grid", "chosen_from") if key in raw}
-    more |= {key: tuple(raw.get(key, ())) for key in ("own_budget", "perplexity_at", "targets")}
+    more |= {key: tuple(raw.get(key, ())) for key in ("own_budget", "perplexity_at", "targets", "left_out")}
     against = raw.get("falsified_by") or {}
     more["falsified_by"] = {"says": against} if isinstance(against, str) else against
     frozen = tuple(raw.get("frozen", ()))

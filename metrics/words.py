@@ -12,19 +12,22 @@ from metrics.measures import METRICS, Metric
 from metrics.statistics import Comparison, Estimate, Ratio
 from metrics.summary import RunSummary, Summary
 
-SMALL = 1e-6  # below it a table writes an exponent
+SMALL, LARGE = 1e-6, 1e12  # below and from there on a table writes an exponent
 WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
 # What the ledger says of a data set that is not whole, or only stands in for another.
 PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ ?%\)|a stand-in for [^;]+")
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number for a table: `digits` significant digits, whole when large, a dash when not measured."""
+    """A number for a table: `digits` significant digits, whole when large, a power of ten when beyond LARGE.
+
+    A dash when not measured.
+    """
     if value is None:
         return "–"
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "-∞"}.get(value, "not a number")
-    if value and abs(value) < SMALL:
+    if value and not SMALL <= abs(value) < LARGE:
         return f"{value:.{digits - 1}e}"
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:,.{max(decimals, 0)}f}"
@@ -207,7 +210,13 @@ def footnotes(summary: Summary) -> list[str]:
     for run in summary.runs:
         for words in _run_footnotes(summary, run):
             found.setdefault(words, []).append(run.run)
-    return [f"{', '.join(runs)}: {words}" for words, runs in found.items()]
+    notes = [f"{', '.join(runs)}: {words}" for words, runs in found.items()]
+    if absent := summary.results.study.left_out:
+        whole = len(absent) + len(summary.results.study.runs)
+        notes.append(
+            f"{len(absent)} of the study's {whole} runs are left out, with what is asked of them: {', '.join(absent)}"
+        )
+    return notes
 
 
 def _run_footnotes(summary: Summary, run: RunSummary) -> list[str]:

@@ -32,7 +32,8 @@ BATCHES = (
 )
 CRITERIA = "Criteria: what the study set out to reach"
 OPTIMIZERS = (
-    "Optimizers: weights, state and masks over weights; single gradients cut, g² / v before; mean over seeds"
+    "Optimizers: weight decay in effect; weights, state and masks over weights; single gradients cut, g² / v before; "
+    "mean over seeds"
 )
 EPOCHS = (  # step → head
     ("step", "steps"),
@@ -124,8 +125,20 @@ def optimizer_tables(summary: Summary) -> list[Captioned]:
     if not counted:
         return []
     names = ["optimizer_memory_multiple", *counted]
-    rows = [[run.run, *(_mean(run, name) for name in names)] for run in summary.runs]
-    return [(OPTIMIZERS, (["run", *(METRICS[name].axis for name in names)], rows))]
+    decays = {run.run: _weight_decay(summary, run.run) for run in summary.runs}
+    shown = any(decays.values())  # results may be older than that line of the ledger
+    rows = [
+        [run.run, *([decays[run.run] or "–"] if shown else []), *(_mean(run, name) for name in names)]
+        for run in summary.runs
+    ]
+    heads = ["run", *(["weight decay"] if shown else []), *(METRICS[name].axis for name in names)]
+    return [(OPTIMIZERS, (heads, rows))]
+
+
+def _weight_decay(summary: Summary, run: str) -> str:
+    """What a run's seeds had in effect, `0.1 of matrices, 0 of vectors`; empty where no ledger says."""
+    lines = (line for one in summary.results.of(run) for line in one.ledger if line["what"] == "weight_decay")
+    return "; ".join(dict.fromkeys(line["in_effect"] for line in lines))
 
 
 def _mean(run: RunSummary, name: str) -> str:

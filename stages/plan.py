@@ -100,7 +100,10 @@ def _unexpected(study: dict, configs: dict[str, object]) -> list[str]:
     for name in study["runs"]:
         config = configs[f"{name}-{study['seeds'][0]}"]
         checks = checklist.of_settings(study["expects"], config, study["own_budget"])
-        said = [f"{words} (expects)" for words in checklist.words(c for c in checks if not c.passed)]
+        said = [
+            f"{words} (expects: if it is meant, change that too)"
+            for words in checklist.words(c for c in checks if not c.passed)
+        ]
         every = config.evaluation.eval_interval
         said += [
             f"perplexity_at: {step} steps are not evaluated with eval_interval = {every}"

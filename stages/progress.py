@@ -23,7 +23,7 @@ class Progress:
     left: tuple[str, ...] = ()  # their names, in the order in which they are trained
 
     def __str__(self) -> str:
-        if self.seconds_left is None:
+        if self.seconds_left is None or not self.left:
             return f"{self.done} of {self.total} done"
         return f"{self.done} of {self.total} done, about {duration(self.seconds_left)} to go"
 

@@ -95,6 +95,7 @@ def restricted(study: dict) -> tuple[dict, list[str]]:
     if not absent:
         return study, []
     kept = study | {"runs": {name: study["runs"][name] for name in study["runs"] if name in selected}}
+    kept["left_out"] = absent
     said.append(f"only {len(kept['runs'])} of {len(study['runs'])} runs: without {', '.join(absent)}")
     kept["own_budget"] = [name for name in study["own_budget"] if name in selected]
     kept["scaling"] = {

@@ -43,6 +43,7 @@ FUNCTIONS = {
     "gelu": gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),  # Primer (So et al. 2021)
     "swiglu": F.silu,
     "geglu": gelu,
 }

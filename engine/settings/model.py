@@ -69,7 +69,7 @@ class Model:
     activation: str = setting(
         "gelu",
         "non-linearity of the MLP; gated ones (swiglu, geglu) are 8/3 wide, so that the parameters stay equal",
-        choices=("gelu", "gelu_tanh", "relu", "swiglu", "geglu"),
+        choices=("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu", "geglu"),
     )
     positions: str = setting(
         "learned", "how a token's position is known", choices=("learned", "sinusoidal", "rotary")

@@ -23,6 +23,12 @@ WAYS = {
     "fsdp_tensor": (4, {**SHARDED, **SPLIT}),
     "offload": (2, {**SHARDED, "optimizer_offload": True}),
 }
+# Of the other optimizers that keep more, or other, than AdamW: 8-bit moments in their replicas, AMSGrad's in shards.
+OTHER = {"steps": 8, "eval_interval": 8}
+OTHERS = {
+    "eight_bit": ({"optimizer": "adamw8bit"}, {}),
+    "amsgrad": ({"optimizer": "adam", "amsgrad": True}, SHARDED),
+}
 RESUMED = {**SHARDED, "optimizer": "muon", "steps": 4, "eval_interval": 2, "checkpoint_interval": 2}
 NOISE = {"steps": 4, "micro_batch_size": 1, "noise_scale_interval": 2, "dropout": 0.0, "eval_interval": 4}
 NOISE_WAYS = {
@@ -57,6 +63,9 @@ class Trained:
         self.lab = lab
         runs = [self._run("one", 1, MUON)]
         runs += [self._run(name, n, {**MUON, **settings}) for name, (n, settings) in WAYS.items()]
+        for name, (settings, spread) in OTHERS.items():
+            runs += [self._run(name, 1, {**OTHER, **settings})]
+            runs += [self._run(f"{name}_spread", 2, {**OTHER, **settings, **spread})]
         runs += [self._run("whole", 2, RESUMED)]
         runs += [{**self._run("again", 2, RESUMED), "name": "cut", "stop_at": 3}]
         runs += [{"name": "again", "processes": 2, "file": "again.toml"}]
@@ -98,6 +107,14 @@ def test_muon_updates_whole_matrices_however_they_are_split(trained, way):
     lines = ledger(run)
     assert [what for what, line in lines.items() if not line["agrees"]] == []
     assert lines["muon"]["in_effect"] == "8 of 8 matrices of the blocks, in float32"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_optimizers_update_in_two_processes_as_in_one(trained, name):
+    one, two = trained.run(name), trained.run(f"{name}_spread")
+    # A rounding may put an 8-bit moment on the next of its 256 values.
+    assert_same_numbers(one, two, rel=2e-3 if name == "eight_bit" else 1e-4)
+    assert [what for what, line in ledger(two).items() if not line["agrees"]] == []
 
 
 def test_an_interrupted_sharded_run_of_muon_ends_bit_for_bit_like_one_that_was_not(trained):

@@ -187,6 +187,7 @@ def test_a_run_leaves_a_row_at_each_evaluation_and_trains_as_without(lab, kind):
 
 
 def test_a_compiled_run_is_looked_at_uncompiled_and_compiles_nothing_more(lab, recwarn):
+    torch._dynamo.reset()  # what other tests compiled in this process is not recompiled here
     run = lab.train(**RUN, compile="blocks", activation_checkpointing="full")
     assert len(rows(run / attention_metrics.AttentionMetrics.FILE)) == 3
     assert "0 recompiles" in ledger(run)["compile"]["in_effect"]

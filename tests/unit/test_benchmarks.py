@@ -148,6 +148,38 @@ def test_an_effect_combined_is_against_everything_on_without_it():
     assert cells(effects, "all together") == ["all together", "1.80", "0.40"]
 
 
+def test_what_only_some_steps_do_shows_in_the_ratio_of_means():
+    """A pruned run whose rankings halve the mean speed and leave the median as it is."""
+    made = {"experiment": "pruning", "question": "?", "all_on": {}, "means": True, "step_ms_fastest": 1.0}
+    made |= {"compile_seconds": 1.0, "activation_mib": 1.0}
+    rows = [
+        row("engine", tokens=100, levels={}, tokens_per_second_mean=100, **made),
+        row("engine", tokens=99, levels={"pruning": "x"}, tokens_per_second_mean=50, **made),
+    ]
+    text = tables(rows)
+    assert "ratio to base  ratio of means" in text
+    assert cells(text, "pruning: x")[1:4] == ["99", "0.99", "0.50"]
+    assert "ratio of means" not in tables([{**one, "means": False} for one in rows])
+
+
+def test_costs_of_pruning_are_also_compared_by_means():
+    [pruning] = [e for e in EXPERIMENTS["cuda"] if e.name == "pruning"]
+    jobs = experiment_jobs([pruning], engine_settings(SIZES["gpu"], {"dataset": "text", "data_dir": "t"}))
+    assert all(job.identity["means"] for job in jobs)
+    # Of the timed steps, as large a share ranks as of all.
+    intervals = {job.settings.get("pruning_interval", 1) for job in jobs}
+    assert intervals == {1, 5} and SIZES["gpu"].steps % 5 == 0
+
+
+def test_no_optimizer_of_an_experiment_still_warms_up_at_its_end():
+    """Its loss would not fall, and its row be invalid."""
+    for experiment in EXPERIMENTS["cuda"]:
+        for levels in experiment.combinations():
+            found = experiment.settings(levels)
+            if found.get("optimizer") == "spam":
+                assert found["spam_warmup_steps"] == 0
+
+
 def test_a_combination_is_measured_once():
     e = Experiment(
         "e",

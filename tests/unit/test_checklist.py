@@ -124,8 +124,8 @@ def test_the_plan_refuses_a_run_that_is_not_as_expected(tmp_path):
     with pytest.raises(ConfigError) as caught:
         resolve_study(params)
     assert caught.value.problems == [
-        "all runs: context is 128, expected 256 (expects)",
-        "all runs: dataset is stdlib, expected imdb_text (expects)",
+        "all runs: context is 128, expected 256 (expects: if it is meant, change that too)",
+        "all runs: dataset is stdlib, expected imdb_text (expects: if it is meant, change that too)",
     ]
     one = composed(tmp_path / "p.yaml", "study=quickstart", "+expects={weight_decay: 0.1}")
     with pytest.raises(ConfigError, match=r"runs\.no_decay, sgd: weight_decay is 0\.0, expected 0\.1"):
@@ -320,6 +320,7 @@ def test_what_is_left_takes_as_long_as_what_is_done_by_the_token(tmp_path, monke
     assert "adamw-1" not in found.left and len(found.left) == 10
     plan.main()
     assert "2 of 12 done, about 7 min to go; to train: adamw_full_ac-1, " in capsys.readouterr().err
+    assert str(progress.Progress(3, 3, 0.0)) == "3 of 3 done"
     (configs / "adamw-1.toml").write_text((configs / "adamw-2.toml").read_text())  # planned otherwise since
     assert progress.of_study(configs).done == 1
 

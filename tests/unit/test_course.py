@@ -267,7 +267,9 @@ def test_a_study_that_does_not_ask_has_none(tmp_path):
 
 def test_a_run_with_a_budget_of_its_own_is_in_no_ranking(results):
     plan = results / "configs" / "study.json"
-    write_json(plan, json.loads(plan.read_text()) | {"own_budget": ["sgd"]})
+    asked = {"run": "sgd", "measure": "seconds_to_target", "target": LN(11.5), "against": "adamw"}
+    more = {"own_budget": ["sgd"], "criteria": [{**asked, "at_most": 0.8}]}
+    write_json(plan, json.loads(plan.read_text()) | more)
     for seed in (1, 2):
         path = results / f"sgd-{seed}" / "metrics.json"
         write_json(path, json.loads(path.read_text()) | {"tokens": 301 * 4096, "steps": 301})
@@ -286,3 +288,6 @@ def test_a_run_with_a_budget_of_its_own_is_in_no_ranking(results):
     assert "Not drawn, for a budget of its own: sgd." in captions
     for found in (course.at_equal_seconds(study), course.to_targets(study)):
         assert {one.run for one in found} == {"adamw", "adamw-checkpointing"}
+    # How soon it has a loss is no ranking: that can be a criterion of any run.
+    [soon] = criteria.criteria(study)
+    assert soon.value == pytest.approx(0.75) and soon.met

@@ -36,6 +36,7 @@ VARIANTS = {
     "post-sdpa": {"norm_placement": "post"},
     "post-manual": {"norm_placement": "post", "attention": "manual"},
     "sinusoidal-relu": {"positions": "sinusoidal", "activation": "relu"},
+    "rotary-relu-squared": {"positions": "rotary", "activation": "relu_squared"},
     "rotary-swiglu": {"positions": "rotary", "activation": "swiglu"},
     "geglu-padded": {"activation": "geglu", "pad_vocabulary_to": 64, "tie_embeddings": False},
     "latent": LATENT,

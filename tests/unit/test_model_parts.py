@@ -325,6 +325,7 @@ FORMULAS = {
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: max(x, 0.0),
+    "relu_squared": lambda x: max(x, 0.0) ** 2,
     "swiglu": lambda x: x / (1 + math.exp(-x)),
     "geglu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import polars as pl
 import pytest
@@ -110,3 +111,23 @@ def test_a_run_that_never_was_at_its_target_has_no_best_there(results):
     study = summary.summarize(rows.read(results))
     assert study.of("sgd").estimates["best_val_loss_at_target"] is None
     assert "best validation loss at the target sparsity" not in tables.quality_table(study, full=True)[0]
+
+
+def test_the_best_of_equally_sparse_runs_by_hand(results):
+    """adamw-checkpointing has adamw's test loss, sgd another; only what prunes, to one share, is compared."""
+    study = summary.summarize(rows.read(pruned(results, "adamw-checkpointing")))
+    ((said, runs),) = pruning.best_at_each_sparsity(study)
+    losses = {run: [one.test["test_loss"] for one in study.results.of(run)] for run in runs}
+    assert runs == ("adamw-checkpointing", "sgd") and statistics.mean(losses[runs[0]]) < min(losses["sgd"])
+    apart = statistics.mean(a - b for a, b in zip(*losses.values(), strict=True))
+    assert said.startswith(
+        "Of 2 runs with 50.0 % of their prunable weights 0, adamw-checkpointing has the lowest test loss: "
+    )
+    assert f", {apart:.3f}" in said and said.endswith(" against the next, sgd; 3 paired seeds.")
+    # One that is sparser, or never was at its target, is compared with nobody.
+    for seed, change in ((1, {"sparsity_target": 0.6}), (2, {"best_val_loss_at_target": None})):
+        path = results / f"sgd-{seed}" / "metrics.json"
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | change))
+        assert not list(pruning.best_at_each_sparsity(summary.summarize(rows.read(results))))
+        path.write_text(before)

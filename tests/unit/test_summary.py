@@ -142,6 +142,14 @@ def test_means_of_curves_do_not_depend_on_the_order_of_rows(tmp_path):
     assert one.equals(other) and set(one["train_loss"]) == {1 / 3}
 
 
+def test_runs_that_were_left_out_are_named_below_the_tables(results):
+    assert not [note for note in words.footnotes(summary.summarize(rows.read(results))) if "left out" in note]
+    plan = results / "configs" / "study.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"left_out": ["muon", "mla"]}))
+    notes = words.footnotes(summary.summarize(rows.read(results)))
+    assert notes[-1] == "2 of the study's 5 runs are left out, with what is asked of them: muon, mla"
+
+
 def test_curves_keep_measured_steps_only(results):
     read = rows.read(results)
     curves = frames.curves(read, read.steps, ("train_loss",), points=50)
@@ -156,7 +164,16 @@ def test_curves_keep_measured_steps_only(results):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (2.34567, "2.346"), (41234.5, "41,234"), (0.0, "0"), (math.inf, "∞"), (3e-9, "3.000e-09")],
+    [
+        (None, "–"),
+        (2.34567, "2.346"),
+        (41234.5, "41,234"),
+        (0.0, "0"),
+        (math.inf, "∞"),
+        (3e-9, "3.000e-09"),
+        (6.0574e17, "6.057e+17"),
+        (-131_072e6, "-131,072,000,000"),
+    ],
 )
 def test_numbers_as_words(value, text):
     assert words.number(value) == text

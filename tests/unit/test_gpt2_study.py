@@ -1,0 +1,97 @@
+"""The numbers of the study gpt2 against one another: what its runs are to show can show in so few steps."""
+
+from pathlib import Path
+
+import pytest
+from dvc.utils.hydra import compose_and_dump
+
+from engine.errors import ConfigError
+from engine.pruning.ramp import Ramp
+from metrics.course import END, FEWEST
+from stages.plan import read_params, resolve_study
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+RECOVERY = 100  # updates for which AdamWSPAM, as coded, cuts gradients after a reset
+
+
+def composed(output: Path, *overrides: str) -> dict:
+    compose_and_dump(output, str(CONF), None, "config", str(CONF), ["study=gpt2", *overrides])
+    return read_params(output)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The study, and the settings of each run's first seed."""
+    study, configs = resolve_study(composed(tmp_path_factory.mktemp("gpt2") / "params.yaml"))
+    return study, {run: configs[f"{run}-1"] for run in study["runs"]}
+
+
+def evaluated(config) -> list[int]:
+    """Steps after which a run is evaluated."""
+    steps, every = config.training.steps, config.evaluation.eval_interval
+    return sorted({*range(every, steps + 1, every), steps})
+
+
+def test_resets_come_several_times_or_in_time_to_get_over(planned):
+    _, runs = planned
+    spam, legacy = runs["spam"], runs["adamwspam_legacy"]
+    period, steps = spam.optimizer.spam_reset_steps, spam.training.steps
+    assert (steps - 1) // period >= 3
+    assert spam.optimizer.spam_warmup_steps / period == 150 / 500  # as published
+    first = legacy.optimizer.legacy_reset_counts // 2
+    assert RECOVERY <= legacy.training.steps - first < 2 * first
+
+
+def test_every_run_ends_with_evaluations_that_have_a_scatter(planned):
+    for config in planned[1].values():
+        steps = config.training.steps
+        assert sum(step > (1 - END) * steps for step in evaluated(config)) >= FEWEST
+
+
+def test_runs_that_prune_share_a_ramp_that_begins_after_warm_up_and_is_over_before_the_end(planned):
+    study, runs = planned
+    ramps = {}
+    for name, config in runs.items():
+        if config.pruning.pruning != "none":
+            ramp = ramps[name] = Ramp.of(config.pruning, config.training.steps)
+            assert ramp.start >= config.schedule.warmup_steps
+            ranked = [u for u in range(config.training.steps + 1) if ramp.is_due(u)]
+            assert len(ranked) >= 10 and ranked[-1] == ramp.end
+            # The best loss counts at the target sparsity: in some evaluations.
+            assert sum(step >= ramp.end for step in evaluated(config)) >= FEWEST
+    assert len(set(ramps.values())) == 1
+    assert {"magnitude", "movement", "two_of_four", "bitter2_longer", "bitter3_longer"} < set(ramps)
+
+
+def test_the_short_recipe_is_the_recipe_and_is_excused_from_equal_tokens_alone(planned):
+    study, runs = planned
+    whole, short = (runs[name] for name in ("recipe", "recipe_short"))
+    apart = {k for k, value in whole.flat.items() if short.flat[k] != value}
+    assert apart == {"run", "steps", "eval_interval"} and 2 * short.training.steps == whole.training.steps
+    # Its time to a loss is a criterion like any other's.
+    asked = {one["run"]: one for one in study["criteria"] if one["measure"] == "seconds_to_target"}
+    assert asked["recipe_short"] == {**asked["recipe"], "run": "recipe_short"}
+    assert asked["recipe"]["target"] in study["targets"]
+
+
+@pytest.mark.parametrize("dataset", ["tinyshakespeare", "stdlib"])
+def test_data_sets_that_cannot_rank_optimizers_are_refused_with_another_to_take(dataset, tmp_path):
+    with pytest.raises(
+        ConfigError, match=f"dataset = '{dataset}': is refused .*use fineweb_edu or imdb_text"
+    ):
+        resolve_study(composed(tmp_path / "params.yaml", f"dataset={dataset}"))
+
+
+def test_a_first_set_of_runs_is_a_study_by_itself(tmp_path):
+    """What is left out is said, and costs the others nothing."""
+    first = "[adamw,spam,adamwprune_*,magnitude,movement,mla]"
+    study, _ = resolve_study(composed(tmp_path / "params.yaml", f"only={first}"))
+    assert len(study["runs"]) == 8 and study["own_budget"] == [] and study["hypothesis"] == ""
+    assert {one["run"] for one in study["criteria"]} == {
+        "adamw",
+        "adamwprune_bitter3",
+        "magnitude",
+        "movement",
+    }
+    assert "the hypothesis is about runs left out, and not decided" in study["said"]
+    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 10
