@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.data.choices import Choices
-from engine.data.dialogues import Encoder
+from engine.data.dialogue_tokens import Encoder
 from engine.data.prepare import load_tokenizer, open_tokens, prepare
 from engine.data.tokenizers import Chars
 from engine.rundir import toml, write_json
@@ -79,7 +79,7 @@ def test_utterances_are_turns_and_true_replies_once_each():
     parts = [[5, 0, 8, 1, 9, 2], [9, 4, 6], [9, 3, 6], [5, 0, 8, 1], [9, 3, 6], [9, 4, 6]]
     tokens = np.concatenate(parts).astype(np.uint16)
     ends = np.cumsum([len(part) for part in parts])
-    rows = Choices(tokens, tokens, ends, np.array([1, 0]), pad=7)
+    rows = Choices(tokens, tokens, ends, *[np.array([1, 0])] * 3, pad=7)
     encoder = Encoder(Chars("abcd"))  # and what is none of them
     assert encoder.ids["bos"] == 5
     texts = ranking.Texts(encoder.tokenizer, encoder.ids)
