@@ -84,6 +84,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.profiler.lines(),
         *run.lengths.lines(),
         *run.curriculum.lines(),
+        *run.redrawn.lines(run.first_step),
         *run.monitor.lines(),
         *run.attention.lines(run.evaluations),
         *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),

@@ -1,4 +1,4 @@
-"""Wrong replies of training rows that are drawn anew in each epoch, and the proof that they were.
+"""Wrong replies of training rows that are drawn anew in each epoch; engine/redrawn.py proves that they were.
 
 With the same few wrong replies in every epoch a model can learn by heart which ones are wrong. What is drawn follows
 from (seed, epoch, row) alone, so that steps, ranks and restarts change nothing. It must not touch validation or test.

@@ -299,7 +299,9 @@ def test_an_evaluation_is_the_same_in_any_batches_and_in_both_layouts(lab, tmp_p
         assert one == pytest.approx(scores[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"shared_context": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"shared_context": True}, {"redraw_candidates": True, "batch_size": 60}], ids=str
+)
 def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, tmp_path, interrupt, changes):
     write_dialogues(tmp_path / "dialogues")
     settings = {
