@@ -3,7 +3,9 @@
     python -m engine.hits RUN_DIRECTORY --candidates 20 --output OUTPUT.json
 
 The rows, and how the candidates are drawn, are those of the run's own data; the wrong replies of a row are those of
-the run and then more. Tokens are made beside the run's own, once, in tokens/<study>_among_<candidates>.
+the run and then more. Tokens are made beside the run's own, once, in tokens/<study>_among_<candidates>. All
+candidates are put behind one context, whatever the run did, where its positions allow that: it is the same function,
+and faster. The eval stage does it where hits_candidates is set.
 """
 
 import argparse
@@ -11,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine import parallel, tasks, vocabulary
-from engine.config import Parallel
+from engine.config import Data, Parallel
 from engine.data import DIALOGUES
-from engine.data.prepare import open_tokens, prepare
+from engine.data.prepare import Tokens, open_tokens, prepare
 from engine.errors import ConfigError, command
 from engine.evaluate import evaluated, final_model
 from engine.pretrained import finished
@@ -27,11 +29,11 @@ def among(directory: Path, candidates: int, split: str) -> dict:
         raise ConfigError(f"dataset = {config.data.dataset!r}: its rows have no candidates", str(directory))
     if candidates < 2:  # noqa: PLR2004
         raise ConfigError(f"--candidates {candidates}: must be 2 or more")
-    config = replace(config, data=replace(config.data, candidates=candidates))
+    own = open_tokens(config.tokens_directory, config.data).meta
     where = config.tokens_directory.with_name(f"{config.run.study}_among_{candidates}")
-    if not where.exists():
-        prepare(config.data, where)
-    tokens = open_tokens(where, config.data)
+    shape = replace(config.model, shared_context=config.model.positions != "rotary")
+    config = replace(config, data=replace(config.data, candidates=candidates), model=shape)
+    tokens = _made(config.data, where, own)
     vocabulary.require_same(directory, where)
     rows, ranks = getattr(tokens, split), parallel.start(Parallel(), config.run.device)
     model = final_model(directory, config, tokens.meta["vocabulary_size"]).to(ranks.device)
@@ -44,6 +46,20 @@ def among(directory: Path, candidates: int, split: str) -> dict:
         "hits_at_1": scores["accuracy"],
         **evaluated(config, rows, model.loss.operand_dtype),
     }
+
+
+def _made(data: Data, where: Path, own: dict) -> Tokens:
+    """Tokens of these settings in `where`: those that are there, if their replies are those of the run's `own`."""
+    facts = ("rows", "reply_targets", "sha256_replies", "sha256_dialogues")
+    try:
+        tokens = open_tokens(where, data)
+        pairs = [(tokens.meta["splits"][name], own["splits"][name]) for name in ("validation", "test")]
+        if all(theirs[fact] == mine[fact] for theirs, mine in pairs for fact in facts):
+            return tokens
+    except ConfigError:
+        pass  # there are none yet, or others
+    prepare(data, where)
+    return open_tokens(where, data)
 
 
 @command

@@ -12,6 +12,7 @@ SMALL = (
     "data_dir=.dialogues",
     "tokenizer=bytes",
     "candidates=4",
+    "hits_candidates=12",
     "max_train_rows=0",
     "length_percentile=100",
     "context=176",
@@ -63,7 +64,8 @@ def test_the_study_of_two_heads(sandbox):
         assert metrics["samples"] == 240 and metrics["choices"] == 4
         test = json.loads((results / f"test/{run}-1.json").read_text())
         assert (test["examples"], test["candidates"], test["chance_accuracy"]) == (60, 4, 0.25)
-        assert 0 < test["tfidf_accuracy"] < 1  # tests/unit/test_ranking_stage.py has it by hand
+        assert test["hits_candidates"] == 12 and (60 * test["hits_at_1"]) % 1 == pytest.approx(0, abs=1e-9)
+        assert 0 < test["tfidf_hits_at_1"] < test["tfidf_accuracy"] < 1  # by hand: test_ranking_stage.py
         ledger = json.loads((results / f"{run}-1/ledger.json").read_text())["entries"]
         assert [line["what"] for line in ledger if not line["agrees"]] == []
     peak = next(line for line in ledger if line["what"] == "lr")

@@ -13,7 +13,7 @@ from engine import hits, plan, pretrained
 from engine.build import build_model
 from engine.config import resolve
 from engine.data.choices import lines_of
-from engine.data.prepare import open_tokens
+from engine.data.prepare import open_tokens, prepare
 from engine.evaluate import final_model
 from engine.export import export
 from engine.models.gpt import Layout
@@ -280,6 +280,18 @@ def test_the_true_reply_among_more_candidates(lab, tmp_path, monkeypatch, capsys
     tokens = open_tokens(c.tokens_directory, c.data)
     scores = task.evaluate(final_model(run, c, tokens.meta["vocabulary_size"]), tokens.test, c, ONE)
     assert read_json(tmp_path / "same.json")["hits_at_1"] == scores["accuracy"]
+    # Tokens that are there are used again, unless they are of other rows: those of a changed file are made anew.
+    made = [(tmp_path / f"tokens/talking_among_{n}/meta.json").stat().st_mtime_ns for n in (4, 12)]
+    write_dialogues(tmp_path / "more", test=9)
+    (tmp_path / "more/test.jsonl").replace(tmp_path / "dialogues/test.jsonl")
+    prepare(replace(c.data, candidates=12), tmp_path / "tokens/talking_among_12")
+    hits.main()
+    assert (tmp_path / "tokens/talking_among_4/meta.json").stat().st_mtime_ns == made[0]
+    write_dialogues(tmp_path / "as_before", test=20)
+    (tmp_path / "as_before/test.jsonl").replace(tmp_path / "dialogues/test.jsonl")
+    monkeypatch.setattr("sys.argv", ["hits", str(run), "--candidates", "12", "--output", "again.json"])
+    hits.main()
+    assert read_json(tmp_path / "again.json") == found
 
 
 def test_an_evaluation_is_the_same_in_any_batches_and_in_both_layouts(lab, tmp_path):
@@ -346,6 +358,7 @@ def test_its_memory_is_planned(lab, tmp_path, changes):
         ({"tokenizer": "words"}, "utterances have no line ends; set it to one of bytes, chars, bpe, gpt2"),
         ({"max_reply_tokens": 10}, "context = 10: must be more than max_reply_tokens = 10"),
         ({"shared_context": True, "positions": "rotary"}, "candidates stand at the same positions"),
+        ({"hits_candidates": 3}, "hits_candidates = 3: must be more than candidates = 3, or 0"),
     ],
 )
 def test_what_cannot_be(changes, problem):
