@@ -34,13 +34,12 @@ SMALL = (
     "budget=240",
     "seeds=[1]",
     "~runs.no_compile",
-    "~runs.shared",
+    "~runs.apart",
     "~runs.ac",
-    "~runs.ac_selective",
     "~runs.ac_same_lr",
     "runs.ac_scaled_lr={activation_checkpointing: full, batch_size: 24, micro_batch_size: 12, steps: 10, "
     "warmup_steps: 5, eval_interval: 5}",
-    "+runs.ac_scaled_lr.shared_context=true",
+    "+runs.ac_scaled_lr.shared_context=false",
     "criteria=[{run: baseline, measure: test_accuracy, at_least: 0.2}, "
     "{run: baseline, measure: test_reply_perplexity, at_most: 2}]",  # which cannot be
     "falsified_by.when=[{run: ac_scaled_lr, measure: test_accuracy, at_most: 0.1}]",
