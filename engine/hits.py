@@ -21,10 +21,16 @@ from engine.evaluate import evaluated, final_model
 from engine.pretrained import finished
 from engine.rundir import read_outcome, write_json
 
+USUAL = 20  # candidates, as the data set's own are
 
-def among(directory: Path, candidates: int, split: str) -> dict:
-    """What the run in `directory` finds in a split. Raises ConfigError for a run that has not learned to choose."""
+
+def among(directory: Path, candidates: int | None, split: str) -> dict:
+    """What the run in `directory` finds in a split; candidates: None takes the run's hits_candidates, or USUAL.
+
+    Raises ConfigError for a run that has not learned to choose.
+    """
     config = finished(directory)
+    candidates = (config.evaluation.hits_candidates or USUAL) if candidates is None else candidates
     if config.data.dataset not in DIALOGUES:
         raise ConfigError(f"dataset = {config.data.dataset!r}: its rows have no candidates", str(directory))
     if candidates < 2:  # noqa: PLR2004
@@ -66,14 +72,14 @@ def _made(data: Data, where: Path, own: dict) -> Tokens:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, metavar="RUN_DIRECTORY")
-    parser.add_argument("--candidates", type=int, default=20, help="of each row (%(default)s)")
+    parser.add_argument("--candidates", type=int, help=f"of each row (the run's, or {USUAL})")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--output", type=Path, required=True)
     a = parser.parse_args()
     found = among(a.directory, a.candidates, a.split)
     write_json(a.output, found)
     print(
-        f"{a.directory}: of {found['examples']:,} replies the true one among {a.candidates} in "
+        f"{a.directory}: of {found['examples']:,} replies the true one among {found['candidates']} in "
         f"{100 * found['hits_at_1']:.1f} % (chance {100 * found['chance']:.1f} %)"
     )
 

@@ -21,10 +21,10 @@ def main() -> None:
     directory, output = map(Path, sys.argv[1:])
     run_engine("engine.evaluate", directory, "test", output)
     ranking.add(directory, output)
-    if among := ranking.asked_among(directory, output):
+    if ranking.asked_for_more(directory, output):
         with tempfile.TemporaryDirectory() as scratch:
             more = Path(scratch) / "hits.json"
-            run_engine("engine.hits", directory, "--candidates", among, "--output", more)
+            run_engine("engine.hits", directory, "--output", more)
             ranking.add_more(directory, output, more)
 
 

@@ -51,10 +51,10 @@ def add(directory: Path, output: Path, among: Path | None = None) -> None:
     write_json(output, found | measured | {"tfidf_accuracy": sum(earned) / len(earned)})
 
 
-def asked_among(directory: Path, output: Path) -> int:
-    """How many candidates the run is to be scored among too; 0: none, or there was nothing to score."""
+def asked_for_more(directory: Path, output: Path) -> bool:
+    """Whether the run is to be scored among more candidates too, and there was something to score."""
     scored = "reason" not in json.loads(output.read_text(encoding="utf-8"))
-    return load(directory / "config.toml").evaluation.hits_candidates if scored else 0
+    return scored and load(directory / "config.toml").evaluation.hits_candidates > 0
 
 
 def add_more(directory: Path, output: Path, more: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from engine_runs import TALKING, column, events, ledger, read_json, rows, untimed, weights, write_dialogues
 
-from engine import hits, plan, pretrained
+from engine import hits, plan, pretrained, rundir
 from engine.build import build_model
 from engine.config import resolve
 from engine.data.choices import lines_of
@@ -273,6 +273,11 @@ def test_the_true_reply_among_more_candidates(lab, tmp_path, monkeypatch, capsys
     assert found["chance"] == 1 / 12 and 0 <= found["hits_at_1"] <= 1
     assert (60 * found["hits_at_1"]) % 1 == pytest.approx(0, abs=1e-9)
     assert "of 60 replies the true one among 12" in capsys.readouterr().out
+    asked = replace(
+        lab.config(**TALKING), evaluation=replace(lab.config(**TALKING).evaluation, hits_candidates=9)
+    )
+    (run / "config.toml").write_text(rundir.toml(asked), encoding="utf-8")
+    assert hits.among(run, None, "test")["candidates"] == 9
     same = ["hits", str(run), "--candidates", "4", "--output", "same.json"]
     monkeypatch.setattr("sys.argv", same)
     hits.main()

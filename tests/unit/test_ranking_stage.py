@@ -170,7 +170,7 @@ def test_the_stage_scores_among_more_candidates_where_that_is_asked_for(config, 
     monkeypatch.setattr(sys, "argv", ["eval", str(config.directory), str(output)])
     command.main()
     run = str(config.directory)
-    assert calls == [["engine.evaluate", run, "test"], ["engine.hits", run, "--candidates", "4", "--output"]]
+    assert calls == [["engine.evaluate", run, "test"], ["engine.hits", run, "--output"]]
     found, more = json.loads(output.read_text()), config.directory / "more.json"
     write_json(more, scored(config, among))
     ranking.add(config.directory, more, among)
