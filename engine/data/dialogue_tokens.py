@@ -80,18 +80,18 @@ def write(splits: Splits, settings, tokenizer, dtype: np.dtype, directory: Path)
         raise ConfigError(
             f"max_reply_tokens = {longest}: no training row has replies so short; set it higher"
         )
-    if settings.max_train_rows > len(fitting):
-        raise ConfigError(
-            f"max_train_rows = {settings.max_train_rows}: {len(fitting):,} training rows are left; 0 takes them all"
-        )
-    if settings.max_train_rows:
-        chosen = set(sorted(fitting, key=_row_key)[: settings.max_train_rows])
-        dropped["not among max_train_rows"] = len(fitting) - len(chosen)
-        fitting = [row for row in fitting if row in chosen]
     lengths = [len(encoder.context(row.persona, row.turns)[0]) for row in fitting]
     room = sorted(lengths)[math.ceil(settings.length_percentile / 100 * len(lengths)) - 1]
     kept = [row for row, length in zip(fitting, lengths, strict=True) if length <= room]
     dropped[f"with more than {room} tokens before the reply"] = len(fitting) - len(kept)
+    if settings.max_train_rows > len(kept):
+        raise ConfigError(
+            f"max_train_rows = {settings.max_train_rows}: {len(kept):,} training rows are left; 0 takes them all"
+        )
+    if settings.max_train_rows:
+        chosen = set(sorted(kept, key=_row_key)[: settings.max_train_rows])
+        dropped["not among max_train_rows"] = len(kept) - len(chosen)
+        kept = [row for row in kept if row in chosen]
     own = {"train": (kept, 0)}
     for name in ("validation", "test"):
         found = rows(splits.dialogues[name], settings.candidates, longest, encoder.reply_length)

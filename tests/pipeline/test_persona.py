@@ -31,6 +31,7 @@ SMALL = (
     "steps=20",
     "warmup_steps=10",
     "eval_interval=10",
+    "eval_train_rows=24",
     "budget=240",
     "seeds=[1]",
     "~runs.no_compile",
@@ -75,4 +76,5 @@ def test_the_study_of_two_heads(sandbox):
     assert [batches[run]["peak_lr"] for run in names] == ["0.003", "0.006"]
     course = [row for row in table(reports / "epochs.csv") if row["run"] == "baseline" and row["seed"] == "1"]
     assert [float(row["epoch"]) for row in course] == [1.0, 2.0]
+    assert all(0 <= float(row["eval_train_accuracy"]) <= 1 for row in course)
     assert "test_accuracy" in sandbox.run("dvc", "metrics", "show")

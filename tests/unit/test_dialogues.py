@@ -185,6 +185,9 @@ def test_a_reply_that_is_too_long_is_dropped_in_training_and_refused_elsewhere(d
 def test_training_rows_can_be_fewer(directory):
     tokens = made(directory, max_train_rows=50)
     assert len(tokens.train) == 50 and tokens.meta["dropped"]["not among max_train_rows"] == 70
+    # They are chosen among those that are not too long, so that there are as many as were asked for.
+    short = made(directory, max_train_rows=50, length_percentile=50.0)
+    assert len(short.train) == 50 and short.meta["context_tokens"] < tokens.meta["context_tokens"]
     with pytest.raises(
         ConfigError, match="max_train_rows = 500: 120 training rows are left; 0 takes them all"
     ):
