@@ -188,6 +188,8 @@ def test_training_rows_can_be_fewer(directory):
     # They are chosen among those that are not too long, so that there are as many as were asked for.
     short = made(directory, max_train_rows=50, length_percentile=50.0)
     assert len(short.train) == 50 and short.meta["context_tokens"] < tokens.meta["context_tokens"]
+    with pytest.raises(ConfigError, match=r"max_train_rows = 110: \d\d training rows are left"):
+        made(directory, max_train_rows=110, length_percentile=50.0)
     with pytest.raises(
         ConfigError, match="max_train_rows = 500: 120 training rows are left; 0 takes them all"
     ):
