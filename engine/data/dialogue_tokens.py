@@ -10,6 +10,7 @@ in training the row is dropped, and counted. It must not know a model.
 
 import hashlib
 import math
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,12 +147,13 @@ def _whole(found: list[Row], encoder: Encoder, room: int, longest: int, name: st
 def _write_split(
     found: list[Row], dialogues: list[Dialogue], encoder: Encoder, dtype: np.dtype, path: Path
 ) -> dict:
-    encoder.unknown, tokens, types, ends, text_bytes, goal = 0, [], [], [], 0, [0, 0]
+    encoder.unknown, ends, text_bytes, goal = 0, [], 0, [0, 0]
+    tokens, types = array("I"), array("I")  # a list would take 8 bytes of each
     digest = hashlib.sha256()
     for row in found:
         for ids, speakers in (encoder.context(row.persona, row.turns), *map(encoder.reply, row.candidates)):
-            tokens += ids
-            types += speakers
+            tokens.extend(ids)
+            types.extend(speakers)
             ends.append(len(tokens))
         said = " ".join(row.persona), *row.turns, *row.candidates
         text_bytes += sum(len(text.encode("utf-8")) for text in said)
@@ -169,8 +171,8 @@ def _write_split(
         _numbered([plain(row.candidates[row.gold]) for row in found]),
         pad=encoder.ids["pad"],
     )
-    for suffix, array in examples.arrays().items():
-        array.tofile(path.with_name(f"{path.name}{suffix}.bin"))
+    for suffix, values in examples.arrays().items():
+        values.tofile(path.with_name(f"{path.name}{suffix}.bin"))
     return {
         "rows": len(found),
         "segments": len(ends),

@@ -1,9 +1,9 @@
-"""IMDb's training reviews as if two people said them in turn: to learn choosing from, before there are dialogues.
+"""IMDb's film reviews as if two people said them in turn: to learn choosing from, before there are dialogues.
 
 A review's first sentences stand for a persona, and those that follow for turns; written as PERSONA-CHAT is, in lower
 case with spaces around punctuation. A long sentence is cut at a comma. The true reply is the sentence that follows;
-wrong ones are of other reviews, so that it is told by what a review is about. Source, licence and the known file:
-engine/data/imdb.py. What is said of accuracy on it says nothing of conversation.
+wrong ones are of other reviews, so that it is told by what a review is about. The reviews are those of imdb_text;
+source and licence: engine/data/imdb.py. Accuracy on it says nothing of conversation.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ def load(settings) -> Source:
 
     Raises ConfigError when they are missing, cannot be fetched, or are not the known ones.
     """
-    reviews = imdb_text.reviews(settings.data_dir)["train"]
-    dialogues = [one for text in reviews if (one := dialogue(cleaned(text)))]
+    parts = imdb_text.reviews(settings.data_dir).values()
+    dialogues = [one for part in parts for text in part if (one := dialogue(cleaned(text)))]
     short = sorted(filter(is_short, dict.fromkeys(dialogues)), key=_key)
     validation, test = short[:HELD_OUT], short[HELD_OUT : 2 * HELD_OUT]
     held = {*validation, *test}
