@@ -2,11 +2,11 @@
 
     python -m engine.chat RUN_DIRECTORY --persona FILE [--script FILE]
 
-The persona has one sentence a line. What the model reads is what it was trained on (engine/data/dialogues.py): the
-persona, the turns so far and the bot's speaker token; its reply ends before any special token. With --script, or
-where standard input is no terminal, the user's turns are lines read beforehand, and what is printed is a transcript:
-the same text for the same seed. A reply computes what was said before once, then a token at a time, with a cache of
-keys and values.
+The persona has one sentence a line. What the model reads is what it was trained on
+(engine/data/dialogue_tokens.py): the persona, the turns so far and the bot's speaker token; its reply ends before any
+special token. With --script, or where standard input is no terminal, the user's turns are lines read beforehand, and
+what is printed is a transcript: the same text for the same seed. A reply computes what was said before once, then a
+token at a time, with a cache of keys and values.
 
 A conversation may grow beyond what the model sees. Then its oldest turns, whole ones, are left out, and a line in
 brackets says how many. The persona always stays.
@@ -21,7 +21,7 @@ import torch
 
 from engine import parallel
 from engine.config import Config, Parallel
-from engine.data.dialogues import SPECIALS, Encoder
+from engine.data.dialogue_tokens import SPECIALS, Encoder
 from engine.errors import ConfigError, command
 from engine.generate import Sampling, opened
 from engine.models.attention import Cache

@@ -86,6 +86,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.profiler.lines(),
         *run.lengths.lines(),
         *run.curriculum.lines(),
+        *run.redrawn.lines(run.first_step),
         *run.monitor.lines(),
         *run.attention.lines(run.evaluations.count),
         *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),

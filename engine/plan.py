@@ -147,7 +147,7 @@ def sizes(config: Config) -> tuple[int, int]:
     Raises ConfigError, saying what to do, where it cannot be known.
     """
     from engine import tasks
-    from engine.data.dialogues import SPECIALS
+    from engine.data.dialogue_tokens import SPECIALS
     from engine.data.prepare import open_tokens
 
     data = config.data

@@ -19,6 +19,7 @@ from engine import (
     parallel,
     preflight,
     probes,
+    redrawn,
     rundir,
     runtime,
     tasks,
@@ -84,6 +85,7 @@ class Trainer:
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
         self.lengths = lengths.Lengths(t, config.model.context)
         self.curriculum = curriculum.Seen(self.order, t)
+        self.redrawn = redrawn.Seen(self.order, t.redraw_candidates)
         self.attention = AttentionMetrics(config, tokens.validation, ranks)
         self.monitor = Monitor(config.logging.monitor_interval if ranks.is_first else 0.0, ranks.device)
         self.sampler = Sampler(config, tokens) if config.evaluation.sample_tokens else None
@@ -289,6 +291,7 @@ class Trainer:
         micro_batches = self.micro_batches(batch)
         self.lengths.add(batch.step, micro_batches[0][0])
         self.curriculum.add(batch.step, batch.inputs.numpy())
+        self.redrawn.add(batch.sample_ids, batch.inputs.numpy(), batch.targets.numpy())
         is_measured = batch.step == self.measured_step
         self.monitor.step = batch.step
         self.steps_taken = batch.step + 1  # with this one, of which the ledger may be written

@@ -19,6 +19,10 @@ SCHEMA = {
     "low": pl.Float64,  # binomial interval, Wilson's, 95 %; null of chance
     "high": pl.Float64,
     "examples": pl.Int64,
+    "hits_candidates": pl.Int64,  # among which hits@1 is; null where it was not asked for
+    "hits_at_1": pl.Float64,
+    "hits_low": pl.Float64,
+    "hits_high": pl.Float64,
 }
 
 
@@ -36,14 +40,29 @@ def ranking(summary: Summary) -> pl.DataFrame:
     count, candidates = int(first.test["examples"]), int(first.test["candidates"])
     ranker = statistics.proportion(first.test["tfidf_accuracy"], count)
     rows = [
-        (CHANCE, candidates, first.test["chance_accuracy"], None, None, count),
-        (RANKER, candidates, ranker.mean, ranker.low, ranker.high, count),
+        (CHANCE, candidates, first.test["chance_accuracy"], None, None, count, *_hits_by_chance(first)),
+        (RANKER, candidates, ranker.mean, ranker.low, ranker.high, count, *_hits([first], "tfidf_hits_at_1")),
     ]
     for run in summary.comparable:
         if done[run.run] and (share := run.proportions.get("test_accuracy")):
-            rows.append((run.run, candidates, share.mean, share.low, share.high, share.count))
+            hits = _hits(done[run.run], "hits_at_1")
+            rows.append((run.run, candidates, share.mean, share.low, share.high, share.count, *hits))
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
 def _chose(one: RunSeed) -> bool:
     return one.state == "complete" and "tfidf_accuracy" in one.test
+
+
+def _hits(seeds: list[RunSeed], key: str) -> tuple:
+    """(candidates, mean over seeds of `key` among them, low, high); nulls where not every seed has it."""
+    found = [one.test.get(key) for one in seeds]
+    if None in found:
+        return None, None, None, None
+    share = statistics.proportion(sum(found) / len(found), int(seeds[0].test["examples"]))
+    return int(seeds[0].test["hits_candidates"]), share.mean, share.low, share.high
+
+
+def _hits_by_chance(one: RunSeed) -> tuple:
+    candidates = one.test.get("hits_candidates")
+    return candidates, candidates and 1 / candidates, None, None

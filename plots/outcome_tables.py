@@ -103,20 +103,32 @@ def ranking_tables(summary: Summary) -> list[Captioned]:
     frame = ranking(summary)
     if frame.is_empty():
         return []
-    chance = frame["accuracy"][0]
+    chance, among_more = frame["accuracy"][0], frame["hits_candidates"][0]
     rows = [
         [
             row["chooser"],
             number(100 * row["accuracy"]),
             "–" if row["low"] is None else f"{100 * row['low']:.2f}–{100 * row['high']:.2f}",
             f"{row['accuracy'] / chance:.2f}",
+            *_hits_cells(row, among_more),
         ]
         for row in frame.to_dicts()
     ]
     among = f"{frame['candidates'][0]} replies, {frame['examples'][0]:,} times"
     heads = ["chooser", "accuracy (%)", "binomial interval (%)", "× chance"]
+    heads += [f"hits@1 among {among_more} (%)", "binomial interval (%)"] if among_more else []
     caption = f"Choosing the true one of {among}: runs (mean over seeds), and a ranker that only counts words"
     return [(caption, (heads, rows))]
+
+
+def _hits_cells(row: dict, asked: int | None) -> list[str]:
+    """hits@1 and its interval; nothing where it was not asked for."""
+    if not asked:
+        return []
+    if row["hits_at_1"] is None:
+        return ["–", "–"]
+    ends = "–" if row["hits_low"] is None else f"{100 * row['hits_low']:.2f}–{100 * row['hits_high']:.2f}"
+    return [number(100 * row["hits_at_1"]), ends]
 
 
 def optimizer_tables(summary: Summary) -> list[Captioned]:

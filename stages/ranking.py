@@ -51,6 +51,26 @@ def add(directory: Path, output: Path, among: Path | None = None) -> None:
     write_json(output, found | measured | {"tfidf_accuracy": sum(earned) / len(earned)})
 
 
+def asked_for_more(directory: Path, output: Path) -> bool:
+    """Whether the run is to be scored among more candidates too, and there was something to score."""
+    scored = "reason" not in json.loads(output.read_text(encoding="utf-8"))
+    return scored and load(directory / "config.toml").evaluation.hits_candidates > 0
+
+
+def add_more(directory: Path, output: Path, more: Path) -> None:
+    """Put hits_at_1, tfidf_hits_at_1 and hits_candidates into `output`, of what engine.hits left in `more`."""
+    found = json.loads(more.read_text(encoding="utf-8"))
+    study = load(directory / "config.toml").tokens_directory
+    add(directory, more, study.with_name(f"{study.name}_among_{found['candidates']}"))
+    ranked = json.loads(more.read_text(encoding="utf-8"))
+    hits = {
+        "hits_candidates": ranked["candidates"],
+        "hits_at_1": ranked["hits_at_1"],
+        "tfidf_hits_at_1": ranked["tfidf_accuracy"],
+    }
+    write_json(output, json.loads(output.read_text(encoding="utf-8")) | hits)
+
+
 class Texts:
     """Rows of token ids as words. A text is decoded once, however often it stands in a history."""
 

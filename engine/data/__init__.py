@@ -34,6 +34,7 @@ LABELLED = {  # rows of a text and a label
 
 DIALOGUES = {  # what two speakers say in turn, each reply to be chosen among several
     "personachat": "engine.data.personachat",
+    "imdb_turns": "engine.data.imdb_turns",
     "dialogues": "engine.data.dialogue_files",
 }
 

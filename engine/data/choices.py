@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.data.examples import IGNORED
 from engine.data.order import Order
+from engine.data.redraw import Redraw
 from engine.errors import ConfigError
 
 
@@ -25,13 +26,16 @@ class Choices:
 
     tokens: ids of all, one after another, an unsigned type of shape (tokens,). types: of each token, the same.
     ends: where each context and each candidate ends in them, int64 of shape (rows × (1 + candidates),). labels: which
-    candidate is the true one, int32 of shape (rows,). pad: the id of padding.
+    candidate is the true one, int32 of shape (rows,). dialogues, replies: a number for the dialogue that a row is of,
+    and for what its true reply says, whatever its case and punctuation; the same shape. pad: the id of padding.
     """
 
     tokens: np.ndarray
     types: np.ndarray
     ends: np.ndarray
     labels: np.ndarray
+    dialogues: np.ndarray
+    replies: np.ndarray
     pad: int
 
     def __len__(self) -> int:
@@ -49,23 +53,40 @@ class Choices:
                 f"eval_train_rows = {count}: there are {len(self):,} training rows; set it to that at most"
             )
         ends = self.ends[: count * (1 + self.candidates)]
-        return Choices(self.tokens[: ends[-1]], self.types[: ends[-1]], ends, self.labels[:count], self.pad)
+        of_rows = (array[:count] for array in (self.labels, self.dialogues, self.replies))
+        return Choices(self.tokens[: ends[-1]], self.types[: ends[-1]], ends, *of_rows, self.pad)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each context and candidate, int64 of shape (rows, 1 + candidates)."""
         return np.diff(self.ends, prepend=0).reshape(len(self), -1)
 
-    def gather(self, rows: np.ndarray, context: int, reply: int) -> tuple[np.ndarray, np.ndarray]:
+    def true_parts(self, rows: np.ndarray) -> np.ndarray:
+        """Which of all contexts and candidates is the true reply of each row, same shape as `rows`."""
+        return rows * (1 + self.candidates) + 1 + self.labels[rows]
+
+    def gather(
+        self,
+        rows: np.ndarray,
+        context: int,
+        reply: int,
+        drawn: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Inputs, int64 of shape (B, 2, lines, reply), and targets, int64 of shape (B, 1 + reply).
 
         Inputs are token ids and types in lines of `reply` tokens: as many lines as hold `context` tokens, with the
         context from the first on, then a line of each candidate; all padded. Targets are which candidate is the true
         one, and for each of its tokens the one that follows, or -100 behind the last.
+
+        drawn: of each row the candidates (B, candidates), each the true reply of a row with this number, and which of
+        them is its own (B,); in place of those in the files.
         """
         parts, context = 1 + self.candidates, lines_of(context, reply) * reply
-        ends = self.ends[rows[:, None] * parts + np.arange(parts)]  # (B, parts)
-        before = rows[:, None] * parts + np.arange(parts) - 1
-        begins = np.where(before >= 0, self.ends[np.maximum(before, 0)], 0)
+        shown = rows[:, None] * parts + np.arange(parts)  # (B, parts)
+        gold = self.labels[rows].astype(np.int64)
+        if drawn is not None:
+            shown[:, 1:], gold = self.true_parts(drawn[0]), drawn[1]
+        ends = self.ends[shown]
+        begins = np.where(shown > 0, self.ends[np.maximum(shown - 1, 0)], 0)
         widths = np.array([context] + [reply] * (parts - 1))
         assert ((ends - begins) <= widths).all()
         place = np.concatenate([np.arange(width) for width in widths])  # in its part
@@ -76,7 +97,6 @@ class Choices:
         tokens, types = (
             np.where(inside, array[where].astype(np.int64), self.pad) for array in (self.tokens, self.types)
         )
-        gold = self.labels[rows].astype(np.int64)
         of_gold = context + gold[:, None] * reply + np.arange(1, reply)
         following = np.take_along_axis(tokens, of_gold, 1)
         real = np.take_along_axis(inside, of_gold, 1)
@@ -87,7 +107,14 @@ class Choices:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is in which of a split's files, by their suffixes."""
-        return {"": self.tokens, ".types": self.types, ".ends": self.ends, ".labels": self.labels}
+        return {
+            "": self.tokens,
+            ".types": self.types,
+            ".ends": self.ends,
+            ".labels": self.labels,
+            ".dialogues": self.dialogues,
+            ".replies": self.replies,
+        }
 
     def digests(self) -> dict[str, str]:
         """sha256, in hex, of each file."""
@@ -100,7 +127,7 @@ class Choices:
     def sha256(self) -> str:
         """sha256, in hex, of all of them together, whatever integer types hold them."""
         digest = hashlib.sha256(f"{len(self.tokens)} {len(self)} {self.pad}".encode())
-        kinds = ("<u4", "<u4", "<i8", "<i4")
+        kinds = ("<u4", "<u4", "<i8", "<i4", "<i4", "<i4")
         for array, kind in zip(self.arrays().values(), kinds, strict=True):
             digest.update(np.ascontiguousarray(array, dtype=kind))
         return digest.hexdigest()
@@ -109,16 +136,25 @@ class Choices:
 class ChoiceOrder(Order):
     """Training rows; an epoch takes every row once. A sample's id is epoch * rows + row."""
 
-    def __init__(self, examples: Choices, context: int, reply: int, batch_size: int, seed: int):
-        """`batch_size` counts the rows of a step over all ranks; context, reply: as `gather` has them."""
+    def __init__(
+        self, examples: Choices, context: int, reply: int, batch_size: int, seed: int, redraw: bool = False
+    ):
+        """`batch_size` counts the rows of a step over all ranks; context, reply: as `gather` has them.
+
+        redraw: each epoch has other wrong replies (engine/data/redraw.py), not those in the files. Raises ConfigError
+        if there are too few to draw from.
+        """
         if not len(examples):
             raise ConfigError("the training split has no rows")
         super().__init__(len(examples), context, batch_size, seed)
         self.examples, self.reply = examples, reply
+        self.redraw = Redraw(examples, seed) if redraw else None
 
     def batch(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, as `Choices.gather` has them, of the rows of these ids, shape (B,)."""
-        return self.examples.gather(sample_ids % self.samples_per_epoch, self.context, self.reply)
+        epochs, rows = np.divmod(sample_ids, self.samples_per_epoch)
+        drawn = self.redraw.draw(rows, epochs) if self.redraw else None
+        return self.examples.gather(rows, self.context, self.reply, drawn)
 
 
 def eval_batches(

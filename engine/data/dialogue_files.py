@@ -13,7 +13,7 @@ from engine.data.textdir import read_file
 from engine.errors import ConfigError
 
 NAME = "dialogues of files"
-VERSION = 1
+VERSION = 2
 FILES = {"train": "train.jsonl", "validation": "valid.jsonl", "test": "test.jsonl"}
 SHOWN = 5  # problems of a file that are named
 

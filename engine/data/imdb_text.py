@@ -24,12 +24,16 @@ def load(settings) -> Source:
 
     Raises ConfigError when they are missing, cannot be fetched, or are not the known ones.
     """
-    reviews = _directory(settings.data_dir) if settings.data_dir else _fetch()
-    found = {name: len(texts) for name, texts in reviews.items()}
-    if found != REVIEWS:
-        raise ConfigError(f"IMDb: expected reviews {REVIEWS}, found {found}")
-    texts = [cleaned(text) for part in reviews.values() for text in part]
-    return Source(lambda: iter(texts), {"reviews": found}, stands_in_for="text of the web (FineWeb-Edu)")
+    texts = [cleaned(text) for part in reviews(settings.data_dir).values() for text in part]
+    return Source(lambda: iter(texts), {"reviews": REVIEWS}, stands_in_for="text of the web (FineWeb-Edu)")
+
+
+def reviews(directory: str) -> dict[str, list[str]]:
+    """The texts of REVIEWS, in `directory` or, when that is empty, by name. Raises ConfigError as `load` does."""
+    found = _directory(directory) if directory else _fetch()
+    if (counts := {name: len(texts) for name, texts in found.items()}) != REVIEWS:
+        raise ConfigError(f"IMDb: expected reviews {REVIEWS}, found {counts}")
+    return found
 
 
 def _directory(directory: str) -> dict[str, list[str]]:

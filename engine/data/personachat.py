@@ -15,7 +15,7 @@ from engine.data.textdir import read_file
 from engine.errors import ConfigError
 
 NAME = "PERSONA-CHAT"
-VERSION = 1  # of what is made of the files; tokens of another one are refused
+VERSION = 2  # of what is made of the files; tokens of another one are refused
 HUB = "bavard/personachat_truecased"
 OF_ROWS = {"train": 131_438, "test": 7_801}  # replies of the published training and validation dialogues
 FULL, PARTIAL, VALID = "train_full.jsonl", "train_partial.jsonl", "valid_full.jsonl"

@@ -5,7 +5,8 @@
 A token directory holds train.bin, validation.bin and test.bin (flat arrays of uint16 or uint32; of documents in
 shards where they are large, engine/data/tokenfiles.py), tokenizer.json and meta.json; of labelled rows also where
 each row ends and its label: <split>.ends.bin (int64) and <split>.labels.bin (int32); of dialogues these, where each
-context and candidate ends, and the speaker of each token: <split>.types.bin. It appears whole or not at all.
+context and candidate ends, the speaker of each token: <split>.types.bin, and of which dialogue each row is and what
+its true reply says: <split>.dialogues.bin and <split>.replies.bin (int32). It appears whole or not at all.
 This module must not change the text: it may only cut training text at max_train_bytes, and it refuses splits that
 overlap; rows are split in engine/data/labelled.py, documents in engine/data/documents.py. It imports no torch.
 """
@@ -23,7 +24,17 @@ import numpy as np
 
 from engine.config import Data
 from engine.config import load as load_config
-from engine.data import DATASETS, DIALOGUES, DOCUMENTS, LABELLED, TOKENIZERS, dialogues, documents, labelled
+from engine.data import (
+    DATASETS,
+    DIALOGUES,
+    DOCUMENTS,
+    LABELLED,
+    TOKENIZERS,
+    dialogue_tokens,
+    dialogues,
+    documents,
+    labelled,
+)
 from engine.data.choices import Choices
 from engine.data.examples import Examples
 from engine.data.tokenfiles import TokenFiles
@@ -47,6 +58,8 @@ FILES = {  # kind: {suffix of a split's file: (its type, None for meta's dtype; 
         ".types": (None, "tokens", "sha256_types"),
         ".ends": ("int64", "segments", "sha256_ends"),
         ".labels": ("int32", "rows", "sha256_labels"),
+        ".dialogues": ("int32", "rows", "sha256_dialogues"),
+        ".replies": ("int32", "rows", "sha256_replies"),
     },
 }
 VERSIONED = {"labelled": labelled, "dialogues": dialogues}  # kinds whose making of rows has a version
@@ -173,8 +186,7 @@ def open_tokens(directory: str | Path, settings=None, *, verify: bool = False) -
                 f"{settings.dataset}: the tokens were made with version {meta['version']} of its clean-up, this is "
                 f"version {now}; run the tokenize stage again"
             )
-    problems += _damage(directory, meta, verify)
-    if problems:
+    if problems := problems or _damage(directory, meta, verify):
         raise ConfigError(problems, where=str(directory))
     splits = {split: _opened(directory, meta, split) for split in SPLITS}
     return Tokens(meta=meta, **splits, directory=directory)
@@ -232,10 +244,10 @@ def tokenizer_in(directory: str | Path, name: str):
 def _write(settings, content, tokenizer, directory: Path) -> dict:
     size = tokenizer.vocabulary_size
     if settings.dataset in DIALOGUES:
-        size += len(dialogues.SPECIALS)
+        size += len(dialogue_tokens.SPECIALS)
     dtype = np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
     if settings.dataset in DIALOGUES:
-        facts = dialogues.write(content, settings, tokenizer, dtype, directory)
+        facts = dialogue_tokens.write(content, settings, tokenizer, dtype, directory)
     elif settings.dataset in LABELLED:
         facts = labelled.write(content, settings, tokenizer, dtype, directory)
     elif settings.dataset in DOCUMENTS:

@@ -2,14 +2,14 @@
 
 A token's embedding has that of its speaker added. A reply's score is read off its last token (hidden → dropout →
 linear to one); the language-model head, tied to the embedding, reads the true reply alone, so that no other logits
-exist. (TransferTransfo: Wolf et al. 2019, arXiv:1901.08149.) What rows are is in engine/data/dialogues.py.
+exist. (TransferTransfo: Wolf et al. 2019, arXiv:1901.08149.) What rows are is in engine/data/dialogue_tokens.py.
 """
 
 import torch
 import torch.nn as nn
 
 from engine.data.choices import lines_of
-from engine.data.dialogues import SPECIALS, special_ids
+from engine.data.dialogue_tokens import SPECIALS, special_ids
 from engine.models.gpt import GPT, Layout
 from engine.objectives import ReplyAndChoice
 

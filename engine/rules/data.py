@@ -39,6 +39,11 @@ def _data(c) -> list[Check]:
             "behind what was said before",
         ),
         (
+            ("hits_candidates", "candidates"),
+            0 < c.evaluation.hits_candidates <= d.candidates,
+            f"hits_candidates = {c.evaluation.hits_candidates}: must be more than candidates = {d.candidates}, or 0",
+        ),
+        (
             ("shared_context", "positions"),
             c.model.shared_context and c.model.positions == "rotary",
             "shared_context = true: candidates stand at the same positions, and positions = 'rotary' are those of "

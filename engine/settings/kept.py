@@ -42,6 +42,12 @@ class Evaluation:
         at_least=0,
         only_if={"model": ("double_heads",)},
     )
+    hits_candidates: int = setting(
+        0,
+        "the test is scored among so many replies too: hits@1; 0: only among candidates",
+        at_least=0,
+        only_if={"model": ("double_heads",)},
+    )
     eval_precision: str = setting(
         "precision",
         "dtype of the matrix products of an evaluation; precision: as in training. One for all runs of a study",

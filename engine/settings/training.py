@@ -48,6 +48,12 @@ class Training:
         below=1,
         only_if={"curriculum": ("rarity",)},
     )
+    redraw_candidates: bool = setting(
+        False,
+        "each epoch has wrong replies of its own beside a training row's true one, drawn from the true replies of "
+        "other training dialogues; false: those in the token files, in every epoch",
+        only_if={"model": ("double_heads",)},
+    )
     average_decay: float = setting(
         0.0,
         "decay of an exponential moving average of the weights, which evaluations and the final model have; 0: none",

@@ -33,7 +33,10 @@ def train_order(tokens, config: Config) -> ChoiceOrder:
             f"context = {config.model.context}: rows have up to {needed} tokens before a reply, and {reply} are for "
             f"it; set context = {needed + reply} or more, or a lower length_percentile"
         )
-    return ChoiceOrder(tokens.train, room(config), reply, config.training.batch_size, config.run.seed)
+    t = config.training
+    return ChoiceOrder(
+        tokens.train, room(config), reply, t.batch_size, config.run.seed, redraw=t.redraw_candidates
+    )
 
 
 def targets_per_sample(config: Config) -> int:

@@ -91,6 +91,7 @@ CLASSIFIER = {
 }
 # Two sums with counts of their own, of which ranks and micro-batches have different numbers of tokens.
 DIALOGUES = {**TALKING, "steps": 6, "batch_size": 8, "micro_batch_size": 2, "pad_vocabulary_to": 1}
+REDRAWN = {**DIALOGUES, "study": "redrawn", "batch_size": 60, "redraw_candidates": True}  # two steps an epoch
 # Interrupted before the last step, and resumed from the checkpoint before.
 RESUMED = {
     "resumed_fsdp": (2, SHARDED),
@@ -117,6 +118,7 @@ def plan(lab: Lab) -> list[dict]:
     write_dialogues(lab.directory / "dialogues")
     runs += [run("dialogues", 1, {**DIALOGUES, "micro_batch_size": 8}), run("dialogues_ddp", 2, DIALOGUES)]
     runs += [run("dialogues_fsdp", 2, {**DIALOGUES, **SHARDED, "shared_context": True})]
+    runs += [run("redrawn", 1, REDRAWN), run("redrawn_ddp", 2, REDRAWN)]
     runs += [run("unspread", 2, {"steps": 3}, unspread=True)]
     for name, (n, settings) in RESUMED.items():
         stopped = run(name, n, {**SHORT, **settings}, stop_at=3)
@@ -217,6 +219,19 @@ def test_both_losses_of_dialogues_are_those_of_one_process(trained, way):
             assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-5), name
     accuracy = float(found[-1]["val_accuracy"])
     assert (21 * accuracy) % 1 == pytest.approx(0, abs=1e-9)  # every one of the 7 × 3 replies, once
+
+
+def test_wrong_replies_that_are_drawn_anew_are_those_of_one_process(trained):
+    one, run = (trained.run(name, "redrawn") for name in ("redrawn", "redrawn_ddp"))
+    for name in ("train_lm_loss", "train_mc_loss", "train_accuracy"):
+        assert column(run, name) == pytest.approx(column(one, name), rel=1e-5), name
+    lines = [ledger(r)["redraw_candidates"] for r in (one, run)]
+    # 6 steps, of which a process compares 8 rows each.
+    assert [line["in_effect"] for line in lines] == [
+        f"other candidates in {n} of {n} rows" for n in (6 * 8, 2 * 6 * 8)
+    ]
+    counts = [line["how"].split("; ")[1] for line in lines]
+    assert counts[0] == counts[1] and "different wrong replies trained on, of" in counts[0]
 
 
 def test_sgd_is_one_fused_kernel_over_shards_too(trained):

@@ -12,6 +12,7 @@ SMALL = (
     "data_dir=.dialogues",
     "tokenizer=bytes",
     "candidates=4",
+    "hits_candidates=12",
     "max_train_rows=0",
     "length_percentile=100",
     "context=176",
@@ -30,16 +31,16 @@ SMALL = (
     "steps=20",
     "warmup_steps=10",
     "eval_interval=10",
+    "eval_train_rows=24",
     "budget=240",
     "seeds=[1]",
     "~runs.no_compile",
-    "~runs.shared",
+    "~runs.apart",
     "~runs.ac",
-    "~runs.ac_selective",
     "~runs.ac_same_lr",
     "runs.ac_scaled_lr={activation_checkpointing: full, batch_size: 24, micro_batch_size: 12, steps: 10, "
     "warmup_steps: 5, eval_interval: 5}",
-    "+runs.ac_scaled_lr.shared_context=true",
+    "+runs.ac_scaled_lr.shared_context=false",
     "criteria=[{run: baseline, measure: test_accuracy, at_least: 0.2}, "
     "{run: baseline, measure: test_reply_perplexity, at_most: 2}]",  # which cannot be
     "falsified_by.when=[{run: ac_scaled_lr, measure: test_accuracy, at_most: 0.1}]",
@@ -63,7 +64,8 @@ def test_the_study_of_two_heads(sandbox):
         assert metrics["samples"] == 240 and metrics["choices"] == 4
         test = json.loads((results / f"test/{run}-1.json").read_text())
         assert (test["examples"], test["candidates"], test["chance_accuracy"]) == (60, 4, 0.25)
-        assert 0 < test["tfidf_accuracy"] < 1  # tests/unit/test_ranking_stage.py has it by hand
+        assert test["hits_candidates"] == 12 and (60 * test["hits_at_1"]) % 1 == pytest.approx(0, abs=1e-9)
+        assert 0 < test["tfidf_hits_at_1"] < test["tfidf_accuracy"] < 1  # by hand: test_ranking_stage.py
         ledger = json.loads((results / f"{run}-1/ledger.json").read_text())["entries"]
         assert [line["what"] for line in ledger if not line["agrees"]] == []
     peak = next(line for line in ledger if line["what"] == "lr")
@@ -74,4 +76,5 @@ def test_the_study_of_two_heads(sandbox):
     assert [batches[run]["peak_lr"] for run in names] == ["0.003", "0.006"]
     course = [row for row in table(reports / "epochs.csv") if row["run"] == "baseline" and row["seed"] == "1"]
     assert [float(row["epoch"]) for row in course] == [1.0, 2.0]
+    assert all(0 <= float(row["eval_train_accuracy"]) <= 1 for row in course)
     assert "test_accuracy" in sandbox.run("dvc", "metrics", "show")

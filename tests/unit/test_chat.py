@@ -10,7 +10,7 @@ import torch
 
 from engine import chat as command
 from engine.chat import Chat, Conversation, open_run, reply, rules
-from engine.data.dialogues import Encoder
+from engine.data.dialogue_tokens import Encoder
 from engine.data.prepare import prepare
 from engine.data.tokenizers import Chars
 from engine.errors import ConfigError

@@ -59,6 +59,30 @@ def test_the_table_in_words_and_its_file(results, tmp_path):
     assert (tmp_path / "reports" / "choices.csv").read_text().startswith("chooser,candidates,accuracy")
 
 
+def test_hits_among_more_are_beside_it_where_every_seed_has_them(results):
+    """1,140 of 7,600 are hits of the ranker; of small_1 half in the mean; large_1 has a seed without."""
+    for run in RUNS:
+        for seed, hits in zip(SEEDS, (0.4, 0.5, 0.6), strict=True):
+            scored(results, run, seed, hits_candidates=20, hits_at_1=hits, tfidf_hits_at_1=0.15)
+    path = results / "test" / "large_1-2.json"
+    write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "hits_at_1"})
+    frame = ranking(read(results))
+    assert frame["hits_at_1"].to_list() == [0.05, 0.15, pytest.approx(0.5), None]
+    assert frame["hits_low"].to_list()[:3] == [
+        None,
+        pytest.approx(0.142149, abs=1e-6),
+        pytest.approx(0.488762, abs=1e-6),
+    ]
+    [(_, (heads, cells))] = outcome_tables.ranking_tables(read(results))
+    assert heads[4:] == ["hits@1 among 20 (%)", "binomial interval (%)"]
+    assert [row[4:] for row in cells] == [
+        ["5.000", "–"],
+        ["15.00", "14.21–15.82"],
+        ["50.00", "48.88–51.12"],
+        ["–", "–"],
+    ]
+
+
 def test_a_run_that_was_scored_otherwise_is_not_beside_the_others(results):
     for seed in SEEDS:
         scored(results, "large_1", seed, evaluation_sha256="0" * 64)

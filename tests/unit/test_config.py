@@ -172,7 +172,7 @@ def test_a_value_out_of_range_is_told_and_never_clamped(values, message):
             {"data_dir": "x"},
             "data_dir = 'x': would do nothing with dataset = stdlib; it needs dataset = wikitext2 or "
             "tinyshakespeare or text or fineweb_edu or imdb_text or ag_news or imdb or table or personachat or "
-            "dialogues",
+            "imdb_turns or dialogues",
         ),
     ],
 )

@@ -11,7 +11,9 @@ from engine_runs import write_dialogues
 from engine.config import Data
 from engine.data import dialogue_files, personachat
 from engine.data.choices import ChoiceOrder, Choices, eval_batches
-from engine.data.dialogues import Dialogue, Encoder, Source, persona_key, rows, split
+from engine.data.dialogue_rows import rows
+from engine.data.dialogue_tokens import Encoder
+from engine.data.dialogues import Dialogue, Source, persona_key, split
 from engine.data.prepare import open_tokens, prepare
 from engine.data.tokenizers import Bytes
 from engine.errors import ConfigError
@@ -58,11 +60,17 @@ def test_speakers_stay_who_they_are_where_the_oldest_turn_is_left_out():
     assert types == [BOT] * 5 + [USER] * 7
 
 
+def two(*numbers: int) -> list[np.ndarray]:
+    return [np.array(numbers, np.int32)]
+
+
 def choices() -> Choices:
     """Two rows of two candidates: contexts of 3 and 2 tokens; 9 ends a reply."""
     parts = [[1, 2, 3], [5, 9], [5, 6, 7, 9], [1, 4], [5, 8, 9], [5, 9]]
     tokens = np.array([i for part in parts for i in part], np.uint16)
-    return Choices(tokens, tokens + 20, np.cumsum([len(p) for p in parts]), np.array([1, 0], np.int32), pad=0)
+    return Choices(
+        tokens, tokens + 20, np.cumsum([len(p) for p in parts]), *two(1, 0), *two(0, 1), *two(0, 1), pad=0
+    )
 
 
 def test_inputs_targets_and_padding_by_hand():
@@ -177,6 +185,11 @@ def test_a_reply_that_is_too_long_is_dropped_in_training_and_refused_elsewhere(d
 def test_training_rows_can_be_fewer(directory):
     tokens = made(directory, max_train_rows=50)
     assert len(tokens.train) == 50 and tokens.meta["dropped"]["not among max_train_rows"] == 70
+    # They are chosen among those that are not too long, so that there are as many as were asked for.
+    short = made(directory, max_train_rows=50, length_percentile=50.0)
+    assert len(short.train) == 50 and short.meta["context_tokens"] < tokens.meta["context_tokens"]
+    with pytest.raises(ConfigError, match=r"max_train_rows = 110: \d\d training rows are left"):
+        made(directory, max_train_rows=110, length_percentile=50.0)
     with pytest.raises(
         ConfigError, match="max_train_rows = 500: 120 training rows are left; 0 takes them all"
     ):
@@ -190,7 +203,7 @@ def test_tokens_of_other_settings_or_another_version_are_refused(directory, monk
         open_tokens(tokens.directory, asked)
     monkeypatch.setattr(dialogue_files, "VERSION", 7)
     with pytest.raises(
-        ConfigError, match="dialogues: the tokens were made with version 1 .* this is version 7"
+        ConfigError, match="dialogues: the tokens were made with version 2 .* this is version 7"
     ):
         open_tokens(tokens.directory, replace(asked, candidates=2))
 

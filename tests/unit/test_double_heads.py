@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from engine_runs import TALKING, column, events, ledger, read_json, rows, untimed, weights, write_dialogues
 
-from engine import hits, plan, pretrained
+from engine import hits, plan, pretrained, rundir
 from engine.build import build_model
 from engine.config import resolve
 from engine.data.choices import lines_of
-from engine.data.prepare import open_tokens
+from engine.data.prepare import open_tokens, prepare
 from engine.evaluate import final_model
 from engine.export import export
 from engine.models.gpt import Layout
@@ -273,6 +273,11 @@ def test_the_true_reply_among_more_candidates(lab, tmp_path, monkeypatch, capsys
     assert found["chance"] == 1 / 12 and 0 <= found["hits_at_1"] <= 1
     assert (60 * found["hits_at_1"]) % 1 == pytest.approx(0, abs=1e-9)
     assert "of 60 replies the true one among 12" in capsys.readouterr().out
+    asked = replace(
+        lab.config(**TALKING), evaluation=replace(lab.config(**TALKING).evaluation, hits_candidates=9)
+    )
+    (run / "config.toml").write_text(rundir.toml(asked), encoding="utf-8")
+    assert hits.among(run, None, "test")["candidates"] == 9
     same = ["hits", str(run), "--candidates", "4", "--output", "same.json"]
     monkeypatch.setattr("sys.argv", same)
     hits.main()
@@ -280,6 +285,18 @@ def test_the_true_reply_among_more_candidates(lab, tmp_path, monkeypatch, capsys
     tokens = open_tokens(c.tokens_directory, c.data)
     scores = task.evaluate(final_model(run, c, tokens.meta["vocabulary_size"]), tokens.test, c, ONE)
     assert read_json(tmp_path / "same.json")["hits_at_1"] == scores["accuracy"]
+    # Tokens that are there are used again, unless they are of other rows: those of a changed file are made anew.
+    made = [(tmp_path / f"tokens/talking_among_{n}/meta.json").stat().st_mtime_ns for n in (4, 12)]
+    write_dialogues(tmp_path / "more", test=9)
+    (tmp_path / "more/test.jsonl").replace(tmp_path / "dialogues/test.jsonl")
+    prepare(replace(c.data, candidates=12), tmp_path / "tokens/talking_among_12")
+    hits.main()
+    assert (tmp_path / "tokens/talking_among_4/meta.json").stat().st_mtime_ns == made[0]
+    write_dialogues(tmp_path / "as_before", test=20)
+    (tmp_path / "as_before/test.jsonl").replace(tmp_path / "dialogues/test.jsonl")
+    monkeypatch.setattr("sys.argv", ["hits", str(run), "--candidates", "12", "--output", "again.json"])
+    hits.main()
+    assert read_json(tmp_path / "again.json") == found
 
 
 def test_an_evaluation_is_the_same_in_any_batches_and_in_both_layouts(lab, tmp_path):
@@ -299,7 +316,9 @@ def test_an_evaluation_is_the_same_in_any_batches_and_in_both_layouts(lab, tmp_p
         assert one == pytest.approx(scores[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"shared_context": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"shared_context": True}, {"redraw_candidates": True, "batch_size": 60}], ids=str
+)
 def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, tmp_path, interrupt, changes):
     write_dialogues(tmp_path / "dialogues")
     settings = {
@@ -344,6 +363,7 @@ def test_its_memory_is_planned(lab, tmp_path, changes):
         ({"tokenizer": "words"}, "utterances have no line ends; set it to one of bytes, chars, bpe, gpt2"),
         ({"max_reply_tokens": 10}, "context = 10: must be more than max_reply_tokens = 10"),
         ({"shared_context": True, "positions": "rotary"}, "candidates stand at the same positions"),
+        ({"hits_candidates": 3}, "hits_candidates = 3: must be more than candidates = 3, or 0"),
     ],
 )
 def test_what_cannot_be(changes, problem):

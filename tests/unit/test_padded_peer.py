@@ -28,7 +28,7 @@ def choices() -> Choices:
     types = [[8, 8, 7, 7], [8, 8, 8], [8, 8], [8, 7], [8, 8], [8, 8, 8, 8]]
     ends = np.cumsum([len(part) for part in parts])
     flat = (np.concatenate(x).astype(np.uint16) for x in (parts, types))
-    return Choices(*flat, ends.astype(np.int64), np.array([0, 1], np.int32), pad=9)
+    return Choices(*flat, ends.astype(np.int64), *[np.array([0, 1], np.int32)] * 3, pad=9)
 
 
 def test_rows_by_hand():

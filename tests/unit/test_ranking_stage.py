@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import finished_run
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from engine import children
 from engine.data.choices import Choices
-from engine.data.dialogues import Encoder
+from engine.data.dialogue_tokens import Encoder
 from engine.data.prepare import load_tokenizer, open_tokens, prepare
 from engine.data.tokenizers import Chars
 from engine.rundir import toml, write_json
@@ -80,7 +81,7 @@ def test_utterances_are_turns_and_true_replies_once_each():
     parts = [[5, 0, 8, 1, 9, 2], [9, 4, 6], [9, 3, 6], [5, 0, 8, 1], [9, 3, 6], [9, 4, 6]]
     tokens = np.concatenate(parts).astype(np.uint16)
     ends = np.cumsum([len(part) for part in parts])
-    rows = Choices(tokens, tokens, ends, np.array([1, 0]), pad=7)
+    rows = Choices(tokens, tokens, ends, *[np.array([1, 0])] * 3, pad=7)
     encoder = Encoder(Chars("abcd"))  # and what is none of them
     assert encoder.ids["bos"] == 5
     texts = ranking.Texts(encoder.tokenizer, encoder.ids)
@@ -140,6 +141,44 @@ def test_the_stage_adds_it_behind_the_engines_own_figures(config, monkeypatch, c
     found = json.loads(output.read_text())
     assert found["given"] == ["-m", "engine.evaluate", str(config.directory), "test", str(output)]
     assert ("tfidf_accuracy" in found) == (code == 0)
+
+
+def test_the_stage_scores_among_more_candidates_where_that_is_asked_for(config, monkeypatch):
+    """The tokens are those that engine.hits left beside the run's; of them the ranker finds a share of its own."""
+    asked = replace(config, evaluation=replace(config.evaluation, hits_candidates=4))
+    config.directory.mkdir(parents=True)
+    (config.directory / "config.toml").write_text(toml(asked), encoding="utf-8")
+    test = config.directory.parents[2] / "dialogues" / "test.jsonl"
+    test.write_text(f"{test.read_text()}\n{json.dumps(dialogue('ants', 'they sing'))}")
+    among = config.tokens_directory.with_name(f"{config.run.study}_among_4")
+    prepare(config.data, config.tokens_directory)
+    prepare(replace(config.data, candidates=4), among)
+    output, calls = config.directory / "out.json", []
+
+    class Engine:
+        def __init__(self, given):
+            calls.append(given[2:-1])
+            more = given[2] == "engine.hits"
+            found = scored(config, among if more else None) | (
+                {"candidates": 4, "hits_at_1": 0.25} if more else {}
+            )
+            write_json(Path(given[-1]), found)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(children, "start", Engine)
+    monkeypatch.setattr(sys, "argv", ["eval", str(config.directory), str(output)])
+    command.main()
+    run = str(config.directory)
+    assert calls == [["engine.evaluate", run, "test"], ["engine.hits", run, "--output"]]
+    found, more = json.loads(output.read_text()), config.directory / "more.json"
+    write_json(more, scored(config, among))
+    ranking.add(config.directory, more, among)
+    assert (found["candidates"], found["hits_candidates"], found["hits_at_1"]) == (3, 4, 0.25)
+    assert (
+        found["tfidf_hits_at_1"] == json.loads(more.read_text())["tfidf_accuracy"] != found["tfidf_accuracy"]
+    )
 
 
 def test_the_command_ranks_what_was_scored_among_more_candidates(config, monkeypatch, capsys):
