@@ -43,7 +43,9 @@ def test_short_reviews_are_held_out_and_are_in_no_other_split(monkeypatch):
     texts += [
         f"one {n} is long . two is it . three is it . four is it . so it is . {long}" for n in range(50)
     ]
-    monkeypatch.setattr(imdb_text, "reviews", lambda directory: {"train": texts[:300], "unsupervised": texts[300:]})
+    monkeypatch.setattr(
+        imdb_text, "reviews", lambda directory: {"train": texts[:300], "unsupervised": texts[300:]}
+    )
     source = imdb_turns.load(SimpleNamespace(data_dir="there"))
     splits = [set(part) for part in (source.train, source.validation, source.test)]
     assert [len(part) for part in splits] == [150, 250, 250]
