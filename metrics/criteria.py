@@ -134,7 +134,11 @@ def _value(
         values = seed_values(summary.results, measure)
     if against:
         both = paired_ratio(values[run], values[against])
-        return (None, "not recorded in both") if both is None else _of_all(both.mean, both.count, seeds)
+        why = "not recorded in both"
+        if measure == TO_TARGET:
+            never = [name for name in (run, against) if not values[name]]
+            why = f"not reached by {' and '.join(never)}" if never else "not reached by both in any one seed"
+        return (None, why) if both is None else _of_all(both.mean, both.count, seeds)
     if not values[run]:
         return None, "not reached in any seed" if measure == TO_TARGET else "not recorded"
     return _of_all(mean_interval(list(values[run].values())).mean, len(values[run]), seeds)

@@ -245,10 +245,18 @@ def test_a_criterion_may_be_a_ratio_and_about_the_time_to_a_loss(results):
         {"run": "sgd", "measure": "seconds_to_target", "target": LN(11.5), "at_most": 30},
         {"run": "adamw", "measure": "seconds_to_target", "target": LN(9.5), "at_most": 30},
         {"run": "adamw-checkpointing", "measure": "activation_mib", "against": "adamw", "at_most": 0.25},
+        {
+            "run": "sgd",
+            "measure": "seconds_to_target",
+            "target": LN(1.5),
+            "against": "adamw",
+            "at_most": 0.5,
+        },
     ]
     plan = results / "configs" / "study.json"
     write_json(plan, json.loads(plan.read_text()) | {"criteria": asked})
-    ratio, seconds, never, memory = criteria.criteria(summarized(results))
+    ratio, seconds, never, memory, neither = criteria.criteria(summarized(results))
+    assert neither.value is None and neither.why == "not reached by sgd and adamw"
     assert ratio.value == pytest.approx(0.75) and not ratio.met
     assert ratio.metric.label == "time to a validation loss of 2.44235, ratio to adamw"
     assert (ratio.shown, ratio.bound) == ("0.7500 ×", "≤ 0.5 ×")
