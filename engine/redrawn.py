@@ -25,6 +25,7 @@ class Seen:
         self.order, self.wanted = order, wanted
         self.looked_at = self.others = 0  # rows, and those of them with other candidates than before
         if wanted:
+            self._words = np.random.Philox(key=0).random_raw(order.reply).view(np.int64)
             _, rows = np.unique(order.examples.replies, return_index=True)
             self._pool = np.unique(self._true(rows))
             self._found = np.zeros(len(self._pool), dtype=np.int64)  # 1: was a wrong reply
@@ -79,5 +80,4 @@ class Seen:
     def _marks(self, inputs: np.ndarray) -> np.ndarray:
         """A number for each candidate in `inputs`, the same for the same tokens; int64 of shape (B, candidates)."""
         lines = inputs[:, 0, -self.order.examples.candidates :]
-        words = np.random.Philox(key=0).random_raw(lines.shape[-1]).view(np.int64)
-        return (lines * words).sum(-1)
+        return (lines * self._words).sum(-1)

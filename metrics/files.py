@@ -85,7 +85,7 @@ def samples(path: Path) -> tuple[dict[str, Any], ...]:
     found = events(path)
     types = {"step": int, "prompt": str, "text": str}
     for number, one in enumerate(found, start=1):
-        if not isinstance(one, dict) or not all(isinstance(one.get(k), t) for k, t in types.items()):
+        if not all(isinstance(one.get(k), t) for k, t in types.items()):
             raise ResultsError(
                 f"{path}, sample {number}, must have a whole number step and the texts prompt and text"
             )

@@ -36,9 +36,7 @@ class Study:
     hypothesis: str = ""
     falsified_by: dict[str, Any] = field(default_factory=dict)  # says, and when: a list of conditions
     budget: int = 0  # of the axis, for each run; 0: not said
-    margin: float = (
-        0.0  # smaller differences in the metric would change no choice; 0: none would be too small
-    )
+    margin: float = 0.0  # smaller differences in the metric would change no choice; 0: not said
     grid: dict[str, Any] = field(default_factory=dict)  # of metrics.grids
     chosen_from: dict[str, Any] = field(default_factory=dict)  # study, metric, seeds that chose the runs
     own_budget: tuple[str, ...] = ()  # runs that are given another amount of the axis on purpose
