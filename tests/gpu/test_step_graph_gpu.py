@@ -27,6 +27,7 @@ RUN = {
     "gradient_norm_layers": [0, 3],
     "activation_norm_layers": [1],
 }
+EARLY = 12  # steps, of which 9 are replayed
 WAYS = {
     "plain": {},
     "sgd": {"optimizer": "sgd"},
@@ -41,7 +42,11 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replayed_step_is_the_step(lab, way):
-    """But for sums in any order, which bf16 makes larger: other random numbers or learning rates would show more."""
+    """But for sums in any order: other random numbers or learning rates would show more.
+
+    In bf16 what they change grows from step to step, in norms most: two runs without a graph had first layers whose
+    gradients' norms differed by 4 % (Muon: 31 %) after 20 steps, at losses 0.0006 apart. So early norms are compared.
+    """
     settings = {**RUN, **WAYS[way]}
     runs = [lab.launch(run=f"g{on}", **settings, step_graph=on) for on in (False, True)]
     lines = ledger(runs[1])
@@ -49,7 +54,9 @@ def test_a_replayed_step_is_the_step(lab, way):
     assert lines["step_graph"]["in_effect"] == "37 of 40 steps replayed"
     rel = {"train_loss": 2e-3, "lr": 1e-6, "activation_norm_1": 2e-3}
     for name in ("train_loss", "grad_norm", "gradient_norm_0", "gradient_norm_3", "activation_norm_1", "lr"):
-        assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=rel.get(name, 2e-2)), name
+        compared = slice(None) if name in ("train_loss", "lr") else slice(EARLY)
+        found, expected = (column(run, name)[compared] for run in (runs[1], runs[0]))
+        assert found == pytest.approx(expected, rel=rel.get(name, 2e-2)), name
     peaks = [column(run, "peak_memory_gib") for run in runs]
     assert min(peaks[1][4:]) == max(peaks[1][4:]) > 0.9 * max(peaks[0][4:])  # the recorded step's own
     losses = [read_json(run / "metrics.json")["val_loss"] for run in runs]
