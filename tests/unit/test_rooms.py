@@ -126,3 +126,9 @@ def test_the_defaults_that_people_override_are_the_declared_ones():
     from stages.plan import defaults_yaml
 
     assert (REPOSITORY / "conf/defaults.yaml").read_text(encoding="utf-8") == defaults_yaml()
+
+
+def test_no_two_test_files_have_one_name():
+    """`pytest` in one process, as in `make check`, can collect only one of them."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
