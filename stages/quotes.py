@@ -5,8 +5,8 @@
     python -m stages.quotes --keep results/X records/X  copy the rows of a study, without models, and then --write
     … --keep results/X records/X --not-run RUN …        the same without runs that no seed was trained of yet
 
-A source is a study's results directory, a file of the benchmarks' rows, or a .txt file, which is what a command printed.
-In Markdown:
+A source is a study's results directory, a file of the benchmarks' rows, or a .txt file: what a command printed. In
+Markdown:
 
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
