@@ -23,6 +23,10 @@ from engine.errors import ConfigError, command
 
 NOTICED = 0.02  # a ratio nearer to 1 is no effect
 NOT_MEASURED = "not measured"
+HELD = " held"
+HELD_NOTE = (
+    "* held: of the memory that the allocator held, because tensors inside a CUDA graph cannot be seen"
+)
 HEAD = [
     "technique",
     "switched on by",
@@ -37,14 +41,16 @@ HEAD += ["effect on validation loss", "verdict"]
 
 @dataclass(frozen=True)
 class Effect:
-    """Ratios of speed and of memory, or in words why there are none."""
+    """Ratios of speed and of memory, or in words why there are none; `held`: of memory that the allocator held."""
 
     speed: float | None = None
     memory: float | None = None
     words: str = NOT_MEASURED
+    held: bool = False
 
     def cells(self) -> list[str]:
-        return [self.words if x is None else f"{x:.2f}" for x in (self.speed, self.memory)]
+        found = [self.words if x is None else f"{x:.2f}" for x in (self.speed, self.memory)]
+        return [found[0], found[1] + HELD if self.held else found[1]]
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,10 @@ def effect(rows: list[dict], pair: tuple[dict, dict]) -> Effect:
     if all(row["status"] != "ok" for row in without):
         return Effect(words=f"baseline {without[-1]['status']}" if without else NOT_MEASURED)
     memory = "host_peak_gib" if rows[0]["device"] == "cpu" else "peak_gib"
-    found = [ratios(with_it, without, name) for name in ("tokens_per_second", memory)]
-    medians = [statistics.median(values) if values else None for values in found]
-    return Effect(*medians)
+    names = "tokens_per_second", memory, "peak_reserved_gib"
+    found = [ratios(with_it, without, name) for name in names]
+    speed, tensors, held = (statistics.median(values) if values else None for values in found)
+    return Effect(speed, held if tensors is None else tensors, held=tensors is None and held is not None)
 
 
 def losses(results: Path | None) -> list[tuple[dict, Loss]]:
@@ -135,8 +142,8 @@ def verdict(effects: tuple[Effect, ...], loss: Loss) -> str:
     gains = [words for gain, words in ((faster, "faster"), (smaller, "smaller")) if gain >= NOTICED]
     costs = [words for gain, words in ((faster, "slower"), (smaller, "larger")) if gain <= -NOTICED]
     said = " and ".join(gains) + (" but " if gains and costs else "") + " and ".join(costs)
-    lower = ", lowers the loss" if loss.verdict == "better" else ""
-    return (said or "no gain") + lower
+    lower = "lowers the loss" if loss.verdict == "better" else ""
+    return ", ".join(filter(None, (said, lower))) or "no gain"
 
 
 def line(technique: Technique, rows: list[dict], found: list[tuple[dict, Loss]]) -> list[str]:
@@ -169,6 +176,8 @@ def table(rows: list[dict], results: Path | None) -> str:
         if row["status"] != "ok"
     )
     text = ["Ratios of tokens a second (speed) and of peak memory; above 1 is more. " + "; ".join(where)]
+    if any(cell.endswith(HELD) for one in lines for cell in one):
+        invalid = {HELD_NOTE: None} | invalid
     return "\n".join([*text, "", aligned(HEAD, lines), *(["", *invalid] if invalid else [])])
 
 

@@ -173,8 +173,8 @@ def _effects(combinations: dict[str, list[dict]], all_on: dict, memory: str) -> 
 
 def ratios(own: list[dict], reference: list[dict], name: str) -> list[float]:
     """The ratio of `name` in each turn that both completed."""
-    there = {(row["run"], row["repeat"]): row[name] for row in _good(reference)}
-    turns = [(row[name], there.get((row["run"], row["repeat"]))) for row in _good(own)]
+    there = {(row["run"], row["repeat"]): row.get(name) for row in _good(reference)}
+    turns = [(row.get(name), there.get((row["run"], row["repeat"]))) for row in _good(own)]
     return [mine / theirs for mine, theirs in turns if mine and theirs]
 
 

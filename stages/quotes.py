@@ -5,7 +5,8 @@
     python -m stages.quotes --keep results/X records/X  copy the rows of a study, without models, and then --write
     … --keep results/X records/X --not-run RUN …        the same without runs that no seed was trained of yet
 
-A source is a study's results directory, or a file of the benchmarks' rows. In Markdown:
+A source is a study's results directory, a file of the benchmarks' rows, or a .txt file: what a command printed. In
+Markdown:
 
     <!-- quote: SOURCE -->              its tables, from here …
     <!-- end of quote -->               … to here
@@ -101,6 +102,8 @@ def source_text(root: Path, source: str, part: str = "") -> str:
         raise ConfigError(
             "no such rows; python -m stages.quotes --keep RESULTS RECORD makes a record", source
         )
+    if path.suffix == ".txt":
+        return path.read_text(encoding="utf-8").strip("\n")
     return _run("benchmarks.table", path).strip("\n")
 
 

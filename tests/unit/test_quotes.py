@@ -218,6 +218,17 @@ def test_benchmark_rows_that_changed_make_the_page_the_figure_and_the_record_sta
     ]
 
 
+def test_what_a_command_printed_is_quoted_as_it_is(root):
+    (root / "frontier.txt").write_text("\nmicro-batch  peak GiB\n          8     0.450\n\n", encoding="utf-8")
+    marker = '<!-- quote: frontier.txt -->\n<!-- end of quote -->\n\n<!-- figures: frontier.txt "^ +8 " -->\n'
+    made = quotes.quoted(root, marker + "Eight take 0.450 GiB.\n")
+    assert "    micro-batch  peak GiB\n              8     0.450\n" in made
+    page(root, made)
+    assert problems(root) == []
+    page(root, made.replace("take 0.450", "take 0.540"))
+    assert problems(root) == ["README.md: 0.540 is not in its rows (frontier.txt ^ +8 )"]
+
+
 def test_an_edited_number_in_a_quote_is_found(root):
     page(root, page(root).replace("2.619", "2.519"))
     assert len(problems(root)) == 1

@@ -161,6 +161,25 @@ def test_a_technique_that_failed_says_how():
     assert roadmap.line(TF32, rows, [])[3:5] == ["out of memory"] * 2
 
 
+def test_no_technique_of_the_record_is_left_without_its_figures():
+    text = roadmap.table(*roadmap.sources([REPOSITORY / "records" / "chargpt-techniques-h200"]))
+    assert [one for one in text.splitlines() if roadmap.NOT_MEASURED in one] == []
+    assert all(cells(text, technique.name)[2] == "tested, measured" for technique in BUILT)
+
+
+def test_memory_inside_a_cuda_graph_is_what_the_allocator_held():
+    graphs = next(t for t in CATALOGUE if t.name == "CUDA graphs (reduce-overhead)")
+    compiled, more = {"compile": "blocks"}, {"compile mode": "reduce-overhead"}
+    rows = measured(graphs, [(compiled, 100, 8), (ALL_ON, 200, 4)], peak_reserved_gib=10)
+    rows += measured(
+        graphs, [(compiled | more, 110, None), (ALL_ON | more, 210, None)], peak_reserved_gib=12.5
+    )
+    assert roadmap.line(graphs, rows, [])[3:7] == ["1.10", "1.25 held", "1.05", "1.25 held"]
+    assert roadmap.line(graphs, rows, [])[-1] == "faster but larger"
+    assert "* held: of the memory that the allocator held" in roadmap.table(rows, None)
+    assert "* held" not in roadmap.table(measured(TF32, [({}, 1, 1), ({"tf32": "on"}, 1, 1)]), None)
+
+
 @pytest.mark.parametrize(
     ("speed", "memory", "loss", "words"),
     [
@@ -171,6 +190,7 @@ def test_a_technique_that_failed_says_how():
         (0.9, 1.2, "identical", "slower and larger"),
         (2.0, 0.5, "worse", "costs loss"),
         (1.1, None, "better", "faster, lowers the loss"),
+        (1.01, 1.0, "better", "lowers the loss"),
     ],
 )
 def test_the_verdict_follows_from_the_figures(speed, memory, loss, words):
