@@ -23,8 +23,8 @@ from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
 from metrics.grid_results import sentences
-from metrics.measures import METRICS, RECOMPUTING, SPREADING, speed
-from metrics.pruning import best_at_each_sparsity
+from metrics.measures import METRICS, RECOMPUTING, SPREADING, amount, speed
+from metrics.pruning import EMPTY, best_at_each_sparsity, emptied
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
@@ -297,6 +297,13 @@ def _sparsity(study: _Study) -> Iterator[Finding]:
             share = f"{100 * estimate.mean:.1f}{interval} %"
             yield Finding(
                 f"{name} ended with {share} of its prunable weights 0; {of_seeds(len(shares))}.", (name,)
+            )
+        if kinds := emptied(study.results, name):
+            which = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+            yield Finding(
+                f"{name} left next to nothing of {amount(sum(kinds.values()), 'tensor')}, at least "
+                f"{100 * EMPTY:g} % of each being 0: {which}.",
+                (name,),
             )
 
 

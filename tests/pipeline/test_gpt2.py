@@ -70,7 +70,7 @@ def test_two_runs_of_the_study_and_its_checklist(sandbox, pages):
     looked = sandbox.run("dvc", "exp", "run", *chosen, "plan")
     assert ran(looked) == {"plan"} and "study gpt2, 2 runs × 1 seed" in looked
     assert "0 of 2 done; to train: adamw-1, bitter3_longer-1" in looked
-    assert "only 2 of 18 runs" in looked and "the hypothesis is about runs left out" in looked
+    assert "only 2 of 19 runs" in looked and "the hypothesis is about runs left out" in looked
     assert not (sandbox.path / "tokens/gpt2").exists()
 
     output = sandbox.run("dvc", "exp", "run", *chosen, "train")
