@@ -18,7 +18,7 @@ from metrics import statistics
 from metrics.batch_findings import batch_multiplier, cost_of_a_sample, lr_rule, scaled_lr
 from metrics.counting import COUNTS, with_counts
 from metrics.course import at_equal_seconds
-from metrics.devices import throttled
+from metrics.devices import capped, throttled
 from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
@@ -318,8 +318,9 @@ def _block_norms(study: _Study) -> Iterator[Finding]:
 
 
 def _throttled(study: _Study) -> Iterator[Finding]:
-    """That a run's GPU was slowed down because it was hot, where a monitor looked."""
-    yield from (Finding(text, (run,)) for run in study.runs if (text := throttled(study.results, run)))
+    """That a run's GPU was slowed down because it was hot, or at its power limit, where a monitor looked."""
+    for slowed in (throttled, capped):
+        yield from (Finding(text, (run,)) for run in study.runs if (text := slowed(study.results, run)))
 
 
 def _grids(study: _Study) -> Iterator[Finding]:

@@ -83,7 +83,7 @@ def _verdict(summary: Summary, one: dict[str, Any]) -> Condition:
     else:
         said = f"{run.run} against {baseline}: {run.status}{by}"
     fewest = min(len(summary.of(name).complete_seeds) for name in (run.run, baseline))
-    if run.comparison and run.status != "diverged" and fewest < len(summary.results.study.seeds):
+    if run.comparison and run.status != "diverged" and 0 < fewest < len(summary.results.study.seeds):
         return Condition(None, f"{said}, with {fewest} of {len(summary.results.study.seeds)} seeds complete")
     if run.status in wanted:
         return Condition(True, said)
