@@ -88,9 +88,7 @@ def capped(results: Results, run: str) -> str:
     shares = [one["power_cap_share"] for one in done if one.get("power_cap_share") is not None]
     if not shares or sum(shares) / len(shares) < CAPPED:
         return ""
-    clocks = [
-        [one[key] for one in done if one.get(key)] for key in ("sm_clock_mhz_mean", "sm_clock_mhz_max")
-    ]
+    clocks = [[one[key] for one in done if one.get(key)] for key in ("sm_clock_mhz_mean", "sm_clock_mhz_max")]
     at = ""
     if all(clocks):
         at = f", at {number(sum(clocks[0]) / len(clocks[0]))} MHz in the mean, {number(max(clocks[1]))} at most"

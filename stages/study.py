@@ -218,7 +218,7 @@ def _ratio_and_target_problems(where: str, one: dict) -> Iterator[str]:
 
 def _measure_problems(where: str, name: object, labelled: bool) -> Iterator[str]:
     """Unless it is what the runs of the study's data set have."""
-    known = (*measured(labelled), *SCALING_MEASURES, STEADY)
+    known = (*measured(labelled), STEADY, *SCALING_MEASURES)
     if isinstance(name, str) and name in METRICS and name not in measured(labelled):
         runs = "classifiers have none" if labelled else "runs on text have none"
         yield f"{where} = {name!r}: {runs}; must be one of {', '.join(known)}"
