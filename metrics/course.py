@@ -65,6 +65,7 @@ class ToTarget:
     seconds: Estimate | None = None
     tokens_ratio: Ratio | None = None  # to the baseline's, over seeds in which both reached it
     seconds_ratio: Ratio | None = None
+    aside: str = ""  # why it stands beside the others: own budget
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,15 @@ def _then(one: _Seed, limit: float) -> tuple[float | None, str]:
 
 
 def to_targets(summary: Summary) -> list[ToTarget]:
-    """For each of the study's targets a row a comparable run; ratios of seconds where costs compare."""
+    """For each of the study's targets a row a run that is comparable, or but for a budget of its own.
+
+    How soon a run has a loss is no matter of what it was given in all. Ratios of seconds where costs compare.
+    """
     rows, baseline = [], summary.results.study.baseline
-    seeds = {run.run: _seeds(summary.results, run.run) for run in summary.comparable}
-    costed = {run.run for run in summary.comparable if not run.costs_not_comparable}
+    timed = [run for run in summary.runs if run in summary.comparable or run.status == "own budget"]
+    seeds = {run.run: _seeds(summary.results, run.run) for run in timed}
+    costed = {run.run for run in timed if not run.costs_not_comparable}
+    own_budget = {run.run for run in timed if run.status == "own budget"}
     for target in summary.results.study.targets:
         found = {run: _first(own, target) for run, own in seeds.items()}
         base = found.get(baseline, {})
@@ -239,6 +245,7 @@ def to_targets(summary: Summary) -> list[ToTarget]:
                     _mean(list(seconds.values())) if own else None,
                     None if is_base else statistics.paired_ratio(tokens, its_tokens),
                     None if is_base or run not in costed else statistics.paired_ratio(seconds, its_seconds),
+                    "own budget" * (run in own_budget),
                 )
             )
     return rows
@@ -247,6 +254,11 @@ def to_targets(summary: Summary) -> list[ToTarget]:
 def seconds_to(summary: Summary, run: str, target: float) -> dict[int, float]:
     """seed → seconds of training at the first evaluation at or below `target`, of the seeds that got there."""
     return {seed: seconds for seed, (_, seconds) in _first(_seeds(summary.results, run), target).items()}
+
+
+def steady_seconds_of(summary: Summary, run: str) -> dict[int, float]:
+    """seed → seconds of its whole training, compiling not counted: which run compiled first is no cost of it."""
+    return {seed: one.ended for seed, one in _seeds(summary.results, run).items()}
 
 
 def _first(seeds: dict[int, _Seed], target: float) -> dict[int, tuple[float, float]]:

@@ -58,6 +58,7 @@ def targets_frame(summary: Summary) -> pl.DataFrame:
     rows = [
         {
             "run": one.run,
+            "not_ranked": one.aside or None,
             "target": one.target,
             "reached": one.reached,
             "seeds": one.seeds,

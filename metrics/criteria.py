@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from metrics.course import seconds_to
-from metrics.measures import SCALING_MEASURES, TO_TARGET, Metric, measure
+from metrics.course import seconds_to, steady_seconds_of
+from metrics.measures import SCALING_MEASURES, STEADY, TO_TARGET, Metric, measure
 from metrics.scaling import scalings
 from metrics.statistics import mean_interval, paired_ratio
 from metrics.summary import Summary, seed_values
@@ -113,6 +113,8 @@ def metric(name: str, labelled: bool, target: float = 0.0) -> Metric:
     """What a criterion is about; target: of one on the time to a loss."""
     if name == TO_TARGET:
         return Metric(f"time to a validation loss of {target:g}", "s", lambda _: None)
+    if name == STEADY:
+        return Metric("training time, compiling not counted", "s", lambda _: None)
     return OF_SCALING[name] if name in SCALING_MEASURES else measure(name, labelled)
 
 
@@ -130,6 +132,8 @@ def _value(
         return (None, one.reason) if ratio is None else _of_all(ratio.mean, ratio.count, seeds)
     if measure == TO_TARGET:
         values = {name: seconds_to(summary, name, target) for name in (run, against) if name}
+    elif measure == STEADY:
+        values = {name: steady_seconds_of(summary, name) for name in (run, against) if name}
     else:
         values = seed_values(summary.results, measure)
     if against:

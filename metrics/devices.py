@@ -21,6 +21,7 @@ OF_GPU = {
     "power_watts": "GPU power (W)",
     "sm_clock_mhz": "GPU clock (MHz)",
 }
+CAPPED = 0.5  # of the samples: then it is what a run's speed was
 OF_PROCESS = {"process_memory_gib": "process memory (GiB)", "process_cpu_percent": "CPU, 100 a core (%)"}
 
 
@@ -78,4 +79,20 @@ def throttled(results: Results, run: str) -> str:
     return (
         f"{run}: the GPU slowed its clocks because it was hot in {100 * sum(shares) / len(shares):.1f} % of the "
         f"samples{at}, so its times are longer than a cool one's; {of_seeds(len(shares))}."
+    )
+
+
+def capped(results: Results, run: str) -> str:
+    """That the run's GPU was at its power limit for most of the time, in a sentence; nothing where it was not."""
+    done = [one.metrics for one in results.of(run) if one.state == "complete"]
+    shares = [one["power_cap_share"] for one in done if one.get("power_cap_share") is not None]
+    if not shares or sum(shares) / len(shares) < CAPPED:
+        return ""
+    clocks = [[one[key] for one in done if one.get(key)] for key in ("sm_clock_mhz_mean", "sm_clock_mhz_max")]
+    at = ""
+    if all(clocks):
+        at = f", at {number(sum(clocks[0]) / len(clocks[0]))} MHz in the mean, {number(max(clocks[1]))} at most"
+    return (
+        f"{run}: the GPU was at its power limit, which lowers its clocks, in {100 * sum(shares) / len(shares):.1f} % "
+        f"of the samples{at}; {of_seeds(len(shares))}."
     )

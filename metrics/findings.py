@@ -18,13 +18,13 @@ from metrics import statistics
 from metrics.batch_findings import batch_multiplier, cost_of_a_sample, lr_rule, scaled_lr
 from metrics.counting import COUNTS, with_counts
 from metrics.course import at_equal_seconds
-from metrics.devices import throttled
+from metrics.devices import capped, throttled
 from metrics.diagnosis import diagnosis
 from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
 from metrics.grid_results import sentences
-from metrics.measures import METRICS, RECOMPUTING, SPREADING, speed
-from metrics.pruning import best_at_each_sparsity
+from metrics.measures import METRICS, RECOMPUTING, SPREADING, amount, speed
+from metrics.pruning import EMPTY, best_at_each_sparsity, emptied
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
 from metrics.summary import Summary, seed_values
@@ -298,6 +298,13 @@ def _sparsity(study: _Study) -> Iterator[Finding]:
             yield Finding(
                 f"{name} ended with {share} of its prunable weights 0; {of_seeds(len(shares))}.", (name,)
             )
+        if kinds := emptied(study.results, name):
+            which = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+            yield Finding(
+                f"{name} left next to nothing of {amount(sum(kinds.values()), 'tensor')}, at least "
+                f"{100 * EMPTY:g} % of each being 0: {which}.",
+                (name,),
+            )
 
 
 def _noise_scale(study: _Study) -> Iterator[Finding]:
@@ -311,8 +318,9 @@ def _block_norms(study: _Study) -> Iterator[Finding]:
 
 
 def _throttled(study: _Study) -> Iterator[Finding]:
-    """That a run's GPU was slowed down because it was hot, where a monitor looked."""
-    yield from (Finding(text, (run,)) for run in study.runs if (text := throttled(study.results, run)))
+    """That a run's GPU was slowed down because it was hot, or at its power limit, where a monitor looked."""
+    for slowed in (throttled, capped):
+        yield from (Finding(text, (run,)) for run in study.runs if (text := slowed(study.results, run)))
 
 
 def _grids(study: _Study) -> Iterator[Finding]:

@@ -65,7 +65,7 @@ def _condition(summary: Summary, one: dict[str, Any]) -> Condition:
 
 
 def _verdict(summary: Summary, one: dict[str, Any]) -> Condition:
-    """Of the run's verdict against the baseline; `inconclusive` decides only where it is named."""
+    """Of the run's verdict against the baseline, over all seeds; `inconclusive` decides only where it is named."""
     wanted = one["verdict"] if isinstance(one["verdict"], list) else [one["verdict"]]
     run, baseline = summary.of(one["run"]), summary.results.study.baseline
     estimate = run.comparison.estimate if run.comparison else None
@@ -82,6 +82,9 @@ def _verdict(summary: Summary, one: dict[str, Any]) -> Condition:
         )
     else:
         said = f"{run.run} against {baseline}: {run.status}{by}"
+    fewest = min(len(summary.of(name).complete_seeds) for name in (run.run, baseline))
+    if run.comparison and run.status != "diverged" and 0 < fewest < len(summary.results.study.seeds):
+        return Condition(None, f"{said}, with {fewest} of {len(summary.results.study.seeds)} seeds complete")
     if run.status in wanted:
         return Condition(True, said)
     decided = run.status in DECIDED and run.status != "inconclusive"

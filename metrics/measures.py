@@ -175,6 +175,9 @@ DECIDED = ("better", "worse", "identical", "equivalent", "inconclusive", "diverg
 TO_TARGET = (
     "seconds_to_target"  # of a criterion, with its target: seconds of training until a validation loss
 )
+STEADY = (
+    "steady_train_seconds"  # of a criterion: seconds of training, steps that compile as long as the others
+)
 SCALING_MEASURES = ("speedup", "efficiency")  # of a run against the reference that its study declares
 
 

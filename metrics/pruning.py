@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import polars as pl
@@ -11,6 +12,7 @@ from metrics.rows import Results
 from metrics.summary import Summary, seed_values
 from metrics.words import difference, number, paired_seeds, with_interval
 
+EMPTY = 0.99  # of a tensor that is zero: what the rest computes is hardly anything
 COLUMNS = ("run", "tensor", "weights", "sparsity", "sparsity_low", "sparsity_high", "target")
 
 
@@ -42,6 +44,19 @@ def layers(results: Results) -> pl.DataFrame:
     order = {run: i for i, run in enumerate(results.study.runs)}
     by_run = pl.col("run").replace_strict(order, default=0, return_dtype=pl.Int64)
     return means.sort(by_run, "place").select(COLUMNS)
+
+
+def emptied(results: Results, run: str) -> dict[str, int]:
+    """Kind of tensor → how many of them a threshold for all tensors left next to nothing of, in a seed at least.
+
+    Kinds are names with a * for the layer's number. Of a tensor whose seeds differ, the emptiest counts.
+    """
+    found: dict[str, set[str]] = {}
+    for one in results.of(run):
+        for layer in one.metrics.get("sparsity_layers", []) if one.state == "complete" else []:
+            if layer["zeros"] >= EMPTY * layer["weights"]:
+                found.setdefault(re.sub(r"\.\d+\.", ".*.", layer["name"]), set()).add(layer["name"])
+    return {kind: len(names) for kind, names in found.items()}
 
 
 def best_at_each_sparsity(summary: Summary) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from metrics.measures import METRICS, Metric
+from metrics.measures import DECIDED, METRICS, Metric
 from metrics.statistics import Comparison, Estimate, Ratio
 from metrics.summary import RunSummary, Summary
 
@@ -107,7 +107,7 @@ def headline(summary: Summary) -> str:
         return f"{study.baseline} is the only run: there is nothing to compare it with."
     groups: dict[str, list[str]] = {}
     for run in others:
-        groups.setdefault(run.status, []).append(run.run)
+        groups.setdefault(run.status, []).append(run.run + _of_planned(run, len(study.seeds)))
     order = [status for status in HEADLINES if status in groups]
     order += [status for status in groups if status not in HEADLINES]
     parts = []
@@ -116,6 +116,12 @@ def headline(summary: Summary) -> str:
         parts.append(f"{_listed(groups[status])} {one if len(groups[status]) == 1 else several}")
     against = f"Against {study.baseline} on {summary.metric.label} at {summary.axis}"
     return f"{against}, {'; '.join(parts)}."
+
+
+def _of_planned(run: RunSummary, seeds: int) -> str:
+    """How many of the planned seeds a verdict is from, where it is not all."""
+    done = len(run.complete_seeds)
+    return f" ({done} of {seeds} seeds)" if run.status in DECIDED and 0 < done < seeds else ""
 
 
 HEADLINES = {  # status: what is said of one run that has it, and of several

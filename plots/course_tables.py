@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metrics.course import END, EQUAL, FEWEST, Course, at_equal_seconds, courses, to_targets
+from metrics.course import END, EQUAL, FEWEST, Course, ToTarget, at_equal_seconds, courses, to_targets
 from metrics.measures import METRICS
 from metrics.summary import Summary
 from metrics.words import difference, number, p_value, with_interval
@@ -52,7 +52,7 @@ def _course(summary: Summary) -> list[Captioned]:
     return tables if found else []
 
 
-def _named(one: Course) -> str:
+def _named(one: Course | ToTarget) -> str:
     """The run, and why its figures are not to be ranked."""
     return f"{one.run} ({one.aside})" if one.aside else one.run
 
@@ -84,7 +84,7 @@ def _targets(summary: Summary) -> list[Captioned]:
     for target in summary.results.study.targets:
         rows = [
             [
-                one.run,
+                _named(one),
                 f"{one.reached} of {one.seeds}",
                 number(one.tokens.mean if one.tokens else None),
                 ratio_text(one.tokens_ratio),

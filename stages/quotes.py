@@ -4,6 +4,7 @@
     python -m stages.quotes --write                     make quoted tables, and the records' own pages, again
     python -m stages.quotes --keep results/X records/X  copy the rows of a study, without models, and then --write
     … --keep results/X records/X --not-run RUN …        the same without runs that no seed was trained of yet
+    … --keep results/X records/X --not-run RUN-SEED …   the same without single seeds
 
 A source is a study's results directory, a file of the benchmarks' rows, or a .txt file: what a command printed. In
 Markdown:
@@ -303,19 +304,23 @@ def write(root: Path) -> None:
 def keep(results: Path, record: Path, not_run: Sequence[str] = ()) -> None:
     """Copy a study's rows to record/results, replacing what was there.
 
-    not_run: runs that no seed was trained of, which the record's tables show as missing.
+    not_run: runs, or single seeds as RUN-SEED, that were not trained, which the record's tables show as missing.
 
     Raises:
         ConfigError: another run of the study is not finished, or one of `not_run` has rows.
     """
     runs = _study(results).results.runs
+    named = {name: [one for one in runs if name in (one.run, f"{one.run}-{one.seed}")] for name in not_run}
+    left_out = {(one.run, one.seed) for ones in named.values() for one in ones}
     problems = [
         f"{one.run}-{one.seed} is {one.state}: {one.reason}"
         for one in runs
-        if one.state not in ("complete", "diverged") and one.run not in not_run
+        if one.state not in ("complete", "diverged") and (one.run, one.seed) not in left_out
     ]
-    missing = {run: {one.state for one in runs if one.run == run} == {"missing"} for run in not_run}
-    problems += [f"--not-run {run}: it has rows, or is no run" for run, so in missing.items() if not so]
+    missing = {name: {one.state for one in ones} == {"missing"} for name, ones in named.items()}
+    problems += [
+        f"--not-run {name}: it has rows, or is no run or seed" for name, so in missing.items() if not so
+    ]
     if problems:
         raise ConfigError(problems, str(results))
     if results.resolve() == (record / "results").resolve():

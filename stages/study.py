@@ -18,6 +18,7 @@ from metrics.measures import (
     METRICS,
     SCALED,
     SCALING_MEASURES,
+    STEADY,
     STUDY_METRICS,
     TO_TARGET,
     measured,
@@ -217,11 +218,12 @@ def _ratio_and_target_problems(where: str, one: dict) -> Iterator[str]:
 
 def _measure_problems(where: str, name: object, labelled: bool) -> Iterator[str]:
     """Unless it is what the runs of the study's data set have."""
+    known = (*measured(labelled), STEADY, *SCALING_MEASURES)
     if isinstance(name, str) and name in METRICS and name not in measured(labelled):
         runs = "classifiers have none" if labelled else "runs on text have none"
-        yield f"{where} = {name!r}: {runs}; must be one of {', '.join((*measured(labelled), *SCALING_MEASURES))}"
+        yield f"{where} = {name!r}: {runs}; must be one of {', '.join(known)}"
     else:
-        yield from one_of(where, name, (*measured(labelled), *SCALING_MEASURES))
+        yield from one_of(where, name, known)
 
 
 def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[str]:
@@ -243,7 +245,7 @@ def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[st
         most = IMAGINABLE if (name, key) == ("efficiency", "at_most") else 1
         if share and not 0 <= value <= most:
             yield f"{where}.{key} = {value!r}: must be a share from 0 to {most} ({value / 100:g} for {value:g} %)"
-        elif not share and value <= 0 and (name in METRICS or name in (*SCALING_MEASURES, TO_TARGET)):
+        elif not share and value <= 0 and (name in METRICS or name in (*SCALING_MEASURES, STEADY, TO_TARGET)):
             yield f"{where}.{key} = {value!r}: must be above 0, as every {name} is"
 
 

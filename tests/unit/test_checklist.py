@@ -349,6 +349,7 @@ def test_durations_in_words():
         ),
         ("measure: speedup, against: sgd", "speedup is a ratio already"),
         ("measure: seconds_to_target", r"criteria\[0\]\.target = None: must be a validation loss above 0"),
+        ("measure: steady_train_seconds, target: 3", "target: goes with measure = 'seconds_to_target'"),
         ("measure: test_loss, target: 3", "target: goes with measure = 'seconds_to_target'"),
     ],
 )

@@ -265,6 +265,19 @@ def test_a_criterion_may_be_a_ratio_and_about_the_time_to_a_loss(results):
     assert memory.value == pytest.approx(12.1 / 60.3) and memory.met
 
 
+def test_a_criterion_on_the_time_of_a_training_does_not_count_what_compiled(results):
+    """First steps took 9 s, for compiling; each later one 0.1 s of adamw, 0.15 s of sgd."""
+    plan = results / "configs" / "study.json"
+    one = {"run": "sgd", "measure": "steady_train_seconds", "at_most": 50}
+    write_json(plan, json.loads(plan.read_text()) | {"criteria": [{**one, "against": "adamw"}, one]})
+    ratio, seconds = criteria.criteria(summarized(results))
+    assert ratio.value == pytest.approx(1.5) and seconds.value == pytest.approx(45)
+    assert ratio.metric.label == "training time, compiling not counted, ratio to adamw"
+    assert (seconds.bound, seconds.met) == ("≤ 50 s", True)
+    (results / "sgd-2" / "metrics.json").unlink()
+    assert [one.why for one in criteria.criteria(summarized(results))] == ["1 of 2 seeds complete"] * 2
+
+
 def test_a_study_that_does_not_ask_has_none(tmp_path):
     study = summarized(write_study(tmp_path))
     assert course_tables.course_tables(study) == [] and "perplexity_time" not in figures.every(study)
@@ -294,8 +307,11 @@ def test_a_run_with_a_budget_of_its_own_is_in_no_ranking(results):
     assert course_frames.course_frame(study)["not_ranked"].to_list() == [None, None, "own budget"]
     captions = [one.caption for one in figures.every(study).values()]
     assert "Not drawn, for a budget of its own: sgd." in captions
-    for found in (course.at_equal_seconds(study), course.to_targets(study)):
-        assert {one.run for one in found} == {"adamw", "adamw-checkpointing"}
-    # How soon it has a loss is no ranking: that can be a criterion of any run.
+    assert {one.run for one in course.at_equal_seconds(study)} == {"adamw", "adamw-checkpointing"}
+    # How soon it has a loss is no ranking: that is told of any run, and can be a criterion.
+    timed = {one.run: one.aside for one in course.to_targets(study)}
+    assert timed == {"adamw": "", "adamw-checkpointing": "", "sgd": "own budget"}
+    _, (_, cells) = course_tables.course_tables(study)[-2]
+    assert [(row[0], row[-1]) for row in cells][2] == ("sgd (own budget)", "0.75")
     [soon] = criteria.criteria(study)
     assert soon.value == pytest.approx(0.75) and soon.met

@@ -11,6 +11,7 @@ from test_studies import composed
 from engine.errors import ConfigError
 from metrics import findings, grid_results, grids, hypothesis, rows, summary
 from metrics.measures import amount
+from metrics.words import headline
 from plots import figures, tables
 from stages import choose, summarize
 from stages.plan import resolve_study
@@ -255,6 +256,19 @@ def test_a_run_that_is_not_there_decides_nothing(tmp_path):
     assert (
         found.state == "undecided" and "test loss of sgd is not known: 2 of 3 seeds complete" in found.words
     )
+
+
+def test_a_verdict_of_some_of_the_seeds_decides_no_hypothesis_and_says_so(tmp_path):
+    for verdict in ("worse", "better"):  # it would be falsified; it would not be
+        study = {"hypothesis": "h", "falsified_by": SAYS | {"when": [{"run": "sgd", "verdict": verdict}]}}
+        results = write_study(tmp_path / verdict, **study)
+        (results / "sgd-2" / "metrics.json").unlink()
+        made = summary.summarize(rows.read(results))
+        found = hypothesis.outcome(made)
+        assert made.of("sgd").status == "worse" and found.state == "undecided"
+        assert "sgd is worse than adamw by +0.5" in found.words
+        assert found.words.endswith("nats/token, with 2 of 3 seeds complete.")
+        assert "sgd (2 of 3 seeds) is worse; adamw-checkpointing is identical." in headline(made)
 
 
 def test_an_inconclusive_verdict_decides_only_where_it_is_named(tmp_path):

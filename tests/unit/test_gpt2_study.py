@@ -14,8 +14,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 RECOVERY = 100  # updates for which AdamWSPAM, as coded, cuts gradients after a reset
 
 
-def composed(output: Path, *overrides: str) -> dict:
-    compose_and_dump(output, str(CONF), None, "config", str(CONF), ["study=gpt2", *overrides])
+def composed(output: Path, *overrides: str, study: str = "gpt2") -> dict:
+    compose_and_dump(output, str(CONF), None, "config", str(CONF), [f"study={study}", *overrides])
     return read_params(output)
 
 
@@ -74,6 +74,17 @@ def test_the_short_recipe_is_the_recipe_and_is_excused_from_equal_tokens_alone(p
     assert asked["recipe"]["target"] in study["targets"]
 
 
+def test_the_recipe_is_the_one_that_the_pilot_chose_on_a_seed_of_its_own(planned, tmp_path):
+    study, runs = planned
+    pilot, tried = resolve_study(composed(tmp_path / "params.yaml", study="gpt2_recipes"))
+    chosen, short = tried["muon_faster-10"].flat, runs["recipe_short"].flat
+    apart = {key for key, value in short.items() if chosen[key] != value}
+    # What only measures, or concerns what is not in use.
+    assert apart == {"study", "run", "seed", "latency_lengths", "attention_sequences", "monitor_interval"}
+    assert not set(pilot["seeds"]) & set(study["seeds"])
+    assert tried["adamw-10"].training == runs["adamw"].training
+
+
 @pytest.mark.parametrize("dataset", ["tinyshakespeare", "stdlib"])
 def test_data_sets_that_cannot_rank_optimizers_are_refused_with_another_to_take(dataset, tmp_path):
     with pytest.raises(
@@ -94,4 +105,4 @@ def test_a_first_set_of_runs_is_a_study_by_itself(tmp_path):
         "movement",
     }
     assert "the hypothesis is about runs left out, and not decided" in study["said"]
-    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 10
+    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 11

@@ -179,6 +179,23 @@ def test_a_hot_gpu_is_a_finding_and_a_cool_one_none(tmp_path):
     assert not said(0.0) and not said(None)
 
 
+def test_a_gpu_at_its_power_limit_most_of_the_time_is_a_finding(tmp_path):
+    def said(*shares, **figures):
+        results = write_study(tmp_path / str(shares))
+        for seed, share in enumerate(shares, 1):
+            path = results / f"adamw-{seed}" / "metrics.json"
+            write_json(path, json.loads(path.read_text()) | {"power_cap_share": share} | figures)
+        return [(one.text, one.runs) for one in findings.findings(read(results)) if "limit" in one.text]
+
+    clocks = {"sm_clock_mhz_mean": 1700.0, "sm_clock_mhz_max": 1980.0}
+    text = "adamw: the GPU was at its power limit, which lowers its clocks, in 60.0 % of the samples"
+    assert said(0.4, 0.6, 0.8, **clocks) == [
+        (f"{text}, at 1,700 MHz in the mean, 1,980 at most; 3 seeds.", ("adamw",))
+    ]
+    assert said(0.6, 0.6, 0.6) == [(f"{text}; 3 seeds.", ("adamw",))]
+    assert not said(0.4, 0.4, 0.6) and not said(None, None, None)
+
+
 # --- attention
 
 

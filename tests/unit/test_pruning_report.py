@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from fake_results import write_study
 
-from metrics import pruning, rows, summary
+from metrics import findings, pruning, rows, summary
 from metrics.rows import ResultsError
 from plots import figures, outcome_tables, report, tables
 from stages import summarize
@@ -44,6 +44,30 @@ def pruned(results, run: str = "sgd"):
 @pytest.fixture
 def results(tmp_path):
     return pruned(write_study(tmp_path))
+
+
+def test_tensors_that_a_threshold_for_all_left_nothing_of_are_told(results):
+    def said():
+        made = findings.findings(summary.summarize(rows.read(results)))
+        return [one.text for one in made if "next to nothing" in one.text]
+
+    assert said() == []
+    path = results / "sgd-2" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["sparsity_layers"] = [
+        {"name": f"layers.{layer}.mlp.{name}.weight", "weights": 200, "zeros": zeros, "target": None}
+        for layer, name, zeros in (
+            (0, "up", 0),
+            (0, "out", 200),
+            (1, "up", 197),
+            (1, "out", 198),
+            (1, "x", 0),
+        )
+    ]
+    path.write_text(json.dumps(metrics))
+    assert said() == [
+        "sgd left next to nothing of 2 tensors, at least 99 % of each being 0: layers.*.mlp.out.weight (2)."
+    ]
 
 
 def test_the_table_of_tensors_by_hand(results):

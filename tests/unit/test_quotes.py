@@ -325,6 +325,19 @@ def test_runs_that_did_not_run_are_kept_as_missing_by_name(tmp_path):
     assert "sgd: seeds 1, 2, 3: missing: has not run" in " ".join(text.split())
 
 
+def test_a_seed_that_did_not_run_is_kept_as_missing_by_name(tmp_path):
+    results, record = write_study(tmp_path), tmp_path / "records" / "fake"
+    shutil.rmtree(results / "sgd-3")
+    with pytest.raises(ConfigError, match="sgd-3 is missing: has not run"):
+        quotes.keep(results, record)
+    with pytest.raises(ConfigError, match="--not-run sgd: it has rows, or is no run or seed"):
+        quotes.keep(results, record, ["sgd"])
+    with pytest.raises(ConfigError, match="--not-run sgd-2: it has rows"):
+        quotes.keep(results, record, ["sgd-3", "sgd-2"])
+    quotes.keep(results, record, ["sgd-3"])
+    assert "sgd: seed 3: missing: has not run" in quotes.source_text(tmp_path, "records/fake/results")
+
+
 def test_the_command_exits_2_and_names_the_page(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     monkeypatch.setattr("sys.argv", ["quotes"])
