@@ -85,6 +85,29 @@ def test_the_recipe_is_the_one_that_the_pilot_chose_on_a_seed_of_its_own(planned
     assert tried["adamw-10"].training == runs["adamw"].training
 
 
+def test_the_grid_differs_from_the_study_in_learning_rates_alone(planned, tmp_path):
+    """So that what it chooses is about the runs that were compared at one learning rate."""
+    study, runs = planned
+    grid, tried = resolve_study(composed(tmp_path / "params.yaml", study="gpt2_grid"))
+    assert not set(grid["seeds"]) & set(study["seeds"])
+    assert tried["adamw_lr_0p0006-10"].optimizer == runs["adamw"].optimizer
+    measured = {"study", "run", "seed", "latency_lengths", "attention_sequences", "monitor_interval"}
+    for name, config in tried.items():
+        like = runs[name.partition("_")[0]].flat
+        assert {key for key, value in config.flat.items() if like[key] != value} <= measured | {
+            "lr",
+            "muon_lr",
+        }
+    assert {name.partition("_")[0] for name in tried} == {"adamw", "spam", "muon"}
+
+
+@pytest.mark.parametrize("preset", ["gpt2_no_compile", "gpt2_16x8"])
+def test_on_a_fallback_the_study_keeps_its_length(preset, tmp_path):
+    study, configs = resolve_study(composed(tmp_path / "params.yaml", f"preset={preset}", "only=[adamw]"))
+    training = configs["adamw-1"].training
+    assert (training.steps, training.batch_size, study["expects"]["steps"]) == (240, 128, 240)
+
+
 @pytest.mark.parametrize("dataset", ["tinyshakespeare", "stdlib"])
 def test_data_sets_that_cannot_rank_optimizers_are_refused_with_another_to_take(dataset, tmp_path):
     with pytest.raises(
