@@ -33,7 +33,6 @@ def update_(p, g, m, v, scalars, keys, i: int, counters, rule, place) -> None:
         float(rule.beta2),
         float(1 - rule.beta2),
         float(rule.epsilon),
-        float(rule.threshold),
         round(rule.density * 2**32),
         *(place or (1, 1, 0, 0)),
         MASKED=place is not None,
@@ -57,7 +56,7 @@ def _update(
     g,
     m,
     v,
-    scalars,  # (…, SCALARS) fp32, of which row i: applied, kept, size, root
+    scalars,  # (…, SCALARS) fp32, of which row i: applied, kept, size, root, s, threshold
     keys,  # (…,) int64, of which entry i; read only if MASKED
     clipped,  # (…,) int64 and
     largest,  # (…,) fp32 and
@@ -72,7 +71,6 @@ def _update(
     beta2,
     rest2,
     epsilon,
-    threshold,
     drawn_below,  # of 2³²
     columns,  # of this part, and where it is in the whole
     whole_columns,
@@ -88,6 +86,7 @@ def _update(
     kept = tl.load(scalars + i * SCALARS + 1)
     size = tl.load(scalars + i * SCALARS + 2)
     root = tl.load(scalars + i * SCALARS + 3)
+    threshold = tl.load(scalars + i * SCALARS + 5)  # infinite where nothing is cut
     gradient = tl.load(g + at, mask=here, other=0.0)
     first = tl.load(m + at, mask=here, other=0.0)
     second = tl.load(v + at, mask=here, other=0.0)
@@ -105,7 +104,8 @@ def _update(
     fresh = second == 0
     limit = tl.where(fresh, float("inf"), tl.sqrt(threshold * second))
     cut = tl.where(gradient > limit, limit, tl.where(gradient < -limit, -limit, gradient))
-    ratio = tl.where(fresh, 0.0, gradient * gradient / tl.where(fresh, 1.0, second))
+    compared = (second != 0) & (threshold != float("inf"))
+    ratio = tl.where(compared, gradient * gradient / tl.where(fresh, 1.0, second), 0.0)
     count = tl.sum((cut != gradient).to(tl.int32), axis=0)
     if count > 0:
         tl.atomic_add(clipped + number, count.to(tl.int64), sem="relaxed")

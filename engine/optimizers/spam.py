@@ -3,12 +3,14 @@
 Of every coordinate, with t the updates so far, k those since the last reset, λ the weight decay:
 
     at every spam_reset_steps-th t > 0: m = v = k = 0
-    g~ = g where g² ≤ θ v or v = 0, else sign(g) √(θ v)        θ = spam_threshold, v that of the update before
-    k += 1     m = β1 m + (1 - β1) g~     v = β2 v + (1 - β2) g~²
-    s = (1 - cos(π min(k, N) / N)) / 2                          N = spam_warmup_steps
+    k += 1
+    g~ = g where g² ≤ θ v or v = 0 or k ≤ G, else sign(g) √(θ v)    θ = spam_threshold, G = spam_grace_steps,
+    m = β1 m + (1 - β1) g~     v = β2 v + (1 - β2) g~²              v that of the update before
+    s = (1 - cos(π min(k, N) / N)) / 2                              N = spam_warmup_steps
     w -= lr λ w + lr s (m / (1 - β1^k)) / (√(v / (1 - β2^k)) + ε)
 
-g is the gradient after clip_norm; s is also below 1 at the start, on top of the schedule's own warm-up.
+g is the gradient after clip_norm. Before the first reset s = 1, unless spam_first_warmup. The grace and the start at
+full size are its authors' code's, not their formula's: decision 0022.
 
 With spam_density < 1, g~ is 0 at the entries of matrices that are not drawn: they have no moments, and change by
 weight decay alone. Moments stay dense tensors: it saves no memory here. Which entries are drawn is a hash of the
@@ -45,7 +47,6 @@ class Rule(NamedTuple):
     beta1: float
     beta2: float
     epsilon: float
-    threshold: float
     density: float
 
 
@@ -68,6 +69,8 @@ def build(groups: list[dict], settings) -> torch.optim.Optimizer:
         threshold=settings.spam_threshold,
         reset_steps=settings.spam_reset_steps,
         warmup_steps=settings.spam_warmup_steps,
+        first_warmup=settings.spam_first_warmup,
+        grace_steps=settings.spam_grace_steps,
         density=settings.spam_density,
     )
 
@@ -179,7 +182,6 @@ def _rule(group: dict) -> Rule:
         1 - group["lr"] * group["weight_decay"],
         *group["betas"],
         group["eps"],
-        group["threshold"],
         group["density"],
     )
 
@@ -195,18 +197,21 @@ def advanced(
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """What an update needs to know of each of n parameters, whose counts t and k are `updates` and `since` (n,).
 
-    (n, 5) fp32: whether it is applied, whether the moments are kept, s / (1 - β1^k), √(1 - β2^k), s; (n,) int64:
-    resets so far; t and k after it.
+    (n, 6) fp32: whether it is applied, whether the moments are kept, s / (1 - β1^k), √(1 - β2^k), s, θ (infinite
+    in the grace); (n,) int64: resets so far; t and k after it.
     """
     t, period, warmup = updates.double(), group["reset_steps"], group["warmup_steps"]
     resets = (t / period).floor() if period else torch.zeros_like(t)
     kept = (t == 0) | (t != resets * period) if period else torch.ones_like(t, dtype=torch.bool)
     k = torch.where(kept, since.double(), 0.0) + 1
     s = (1 - (math.pi * (k / warmup).clamp(max=1)).cos()) / 2 if warmup else torch.ones_like(k)
+    if not group["first_warmup"]:
+        s = torch.where(resets == 0, 1.0, s)
+    threshold = torch.where(k <= group["grace_steps"], torch.inf, group["threshold"]).double()
     beta1, beta2 = group["betas"]
     size, root = s / (1 - beta1**k), (1 - beta2**k).sqrt()
     no = torch.zeros_like(kept) if refused is None else refused.bool().expand_as(kept)
-    scalars = torch.stack([(~no).double(), kept.double(), size, root, s], 1).float()
+    scalars = torch.stack([(~no).double(), kept.double(), size, root, s, threshold], 1).float()
     after = torch.where(no, updates, updates + 1), torch.where(no, since, k.float())
     return scalars, resets.long(), after
 
@@ -246,16 +251,16 @@ def plain(p, g, m, v, scalars, keys, i, counters, rule: Rule, place: Place | Non
     counters: (coordinates cut, largest g² / v, entries whose moments are 0 where they are not kept, number of the
     parameter in these), which are added to. keys: None where everything is drawn.
     """
-    applied, kept, size, root = scalars[i, :4].unbind()
+    applied, kept, size, root, _, threshold = scalars[i].unbind()
     applied, kept = applied.bool(), kept.bool()
     if place is not None:
         entries = torch.arange(g.numel(), device=g.device).view_as(g)
         g = torch.where(drawn(entries, keys[i], place, rule.density), g, 0.0)
     m, before_m, v, before_v = torch.where(kept, m, 0.0), m, torch.where(kept, v, 0.0), v
     fresh = v == 0
-    limit = torch.where(fresh, torch.inf, (rule.threshold * v).sqrt())
+    limit = torch.where(fresh, torch.inf, (threshold * v).sqrt())
     cut = torch.clamp(g, -limit, limit)
-    ratio = torch.where(fresh, 0.0, g.square() / v)
+    ratio = torch.where(fresh | threshold.isinf(), 0.0, g.square() / v)
     clipped, largest, zeroed, number = counters
     zeroed[number] += ((m == 0) & (v == 0) & applied & ~kept).sum()
     clipped[number] += ((cut != g) & applied).sum()
@@ -274,8 +279,9 @@ def plain(p, g, m, v, scalars, keys, i, counters, rule: Rule, place: Place | Non
 def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
     """Whether moments were reset when due, spikes cut where there were any, and moments only where drawn."""
     wanted = (
-        f"cut above {settings.spam_threshold:g} v, reset every {settings.spam_reset_steps} updates, "
-        f"{settings.spam_warmup_steps} to warm up"
+        f"cut above {settings.spam_threshold:g} v after {settings.spam_grace_steps} updates, reset every "
+        f"{settings.spam_reset_steps} updates, {settings.spam_warmup_steps} to warm up"
+        f"{', at the start too' * settings.spam_first_warmup}"
     )
     if not isinstance(optimizer, Spam):
         return [Line("spam", wanted, "none", "class of the optimizer", False)]

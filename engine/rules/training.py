@@ -82,14 +82,26 @@ def _offload(o) -> list[Check]:
 
 
 def _spam(o) -> list[Check]:
-    period, warmup = o.spam_reset_steps, o.spam_warmup_steps
+    period, warmup, grace = o.spam_reset_steps, o.spam_warmup_steps, o.spam_grace_steps
     return [
+        (
+            ("optimizer", "spam_grace_steps", "spam_reset_steps"),
+            o.optimizer == "spam" and 0 < period <= grace,
+            f"spam_grace_steps = {grace}: nothing would ever be cut, because a reset comes every "
+            f"spam_reset_steps = {period}; set it to < {period}, or spam_reset_steps = 0",
+        ),
+        (
+            ("optimizer", "spam_first_warmup", "spam_warmup_steps"),
+            o.optimizer == "spam" and o.spam_first_warmup and not warmup,
+            "spam_first_warmup = true: would do nothing with spam_warmup_steps = 0; set it to ≥ 1, or "
+            "spam_first_warmup = false",
+        ),
         (
             ("optimizer", "spam_warmup_steps", "spam_reset_steps"),
             o.optimizer == "spam" and 0 < period < warmup,
             f"spam_warmup_steps = {warmup}: updates would never reach their full size, because a reset comes every "
             f"spam_reset_steps = {period}; set it to ≤ {period}, or spam_reset_steps = 0",
-        )
+        ),
     ]
 
 

@@ -63,7 +63,19 @@ class Optimizer:
     )
     spam_warmup_steps: int = setting(
         150,
-        "updates over which their size grows from 0, at the start and after each reset; 0: none",
+        "updates over which their size grows from 0 after each reset; 0: none",
+        unit="steps",
+        at_least=0,
+        only_if={"optimizer": ("spam",)},
+    )
+    spam_first_warmup: bool = setting(
+        False,
+        "the same at the start too, on top of the schedule's own warm-up",
+        only_if={"optimizer": ("spam",)},
+    )
+    spam_grace_steps: int = setting(
+        20,
+        "updates after the start and each reset in which nothing is cut, because second moments are of few",
         unit="steps",
         at_least=0,
         only_if={"optimizer": ("spam",)},

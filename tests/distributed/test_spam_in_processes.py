@@ -18,6 +18,7 @@ SPAM = {
     "spam_threshold": 40.0,
     "spam_reset_steps": 5,
     "spam_warmup_steps": 2,
+    "spam_grace_steps": 1,
     "spam_density": 0.5,
 }
 LEGACY = {

@@ -65,6 +65,8 @@ PRESETS = {
         "spam_threshold": 50.0,
         "spam_reset_steps": 4,
         "spam_warmup_steps": 2,
+        "spam_first_warmup": True,
+        "spam_grace_steps": 0,
         "spam_density": 0.5,
     },
     "adamwspam_legacy": {

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 QUICK = {"lr": 0.01, "epsilon": 1e-4}
-SPAM = {"spam_threshold": 20.0, "spam_reset_steps": 4, "spam_warmup_steps": 2}
+SPAM = {"spam_threshold": 20.0, "spam_reset_steps": 4, "spam_warmup_steps": 2, "spam_grace_steps": 1}
 LEGACY = {"legacy_threshold": 5.0, "legacy_reset_counts": 8, "legacy_warmup_counts": 4}
 BOTH = {"spam": SPAM, "adamwspam_legacy": LEGACY}
 BUILD = {"spam": spam.build, "adamwspam_legacy": adamwspam_legacy.build}

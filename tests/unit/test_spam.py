@@ -28,6 +28,8 @@ QUICK = {  # resets, warm-up and cuts within a few updates
     "spam_threshold": 20.0,
     "spam_reset_steps": 4,
     "spam_warmup_steps": 3,
+    "spam_first_warmup": True,
+    "spam_grace_steps": 0,
 }
 GRADIENTS = (0.5, -0.25, 2.0, 0.1, -3.0, 0.0, 40.0, 0.2, 0.3, -9.0)  # some of them spikes
 
@@ -75,24 +77,26 @@ def counters(optimizer) -> dict[str, float]:
 
 
 def scalar(w: float, gradients, decay: float, s: Optimizer) -> list[dict]:
-    """One coordinate's updates in plain numbers, as SEEDS states the algorithm: what each left, and what it cut."""
+    """One coordinate's updates in plain numbers, as the algorithm is stated: what each left, and what it cut."""
     m = v = 0.0
     k, left = 0, []
     for t, g in enumerate(gradients):
         if s.spam_reset_steps and t % s.spam_reset_steps == 0:
             m = v = 0.0
             k = 0
-        ratio = 0.0 if v == 0 else g * g / v
-        spike = v != 0 and g * g > s.spam_threshold * v
-        cut = math.copysign(math.sqrt(s.spam_threshold * v), g) if spike else g
         k += 1
+        cuts = v != 0 and k > s.spam_grace_steps
+        ratio = g * g / v if cuts else 0.0
+        spike = cuts and g * g > s.spam_threshold * v
+        cut = math.copysign(math.sqrt(s.spam_threshold * v), g) if spike else g
         m = s.beta1 * m + (1 - s.beta1) * cut
         v = s.beta2 * v + (1 - s.beta2) * cut * cut
         m_hat, v_hat = m / (1 - s.beta1**k), v / (1 - s.beta2**k)
         n = s.spam_warmup_steps
-        size = 0.5 * (1 - math.cos(math.pi * min(k, n) / n)) if n else 1.0
-        w = w - s.lr * decay * w - s.lr * size * m_hat / (math.sqrt(v_hat) + s.epsilon)
         resets = t // s.spam_reset_steps if s.spam_reset_steps else 0
+        warming = n and (resets or s.spam_first_warmup)
+        size = 0.5 * (1 - math.cos(math.pi * min(k, n) / n)) if warming else 1.0
+        w = w - s.lr * decay * w - s.lr * size * m_hat / (math.sqrt(v_hat) + s.epsilon)
         left.append({"w": w, "m": m, "v": v, "spike": spike, "ratio": ratio, "size": size, "resets": resets})
     return left
 
@@ -105,6 +109,9 @@ def scalar(w: float, gradients, decay: float, s: Optimizer) -> list[dict]:
         {"spam_reset_steps": 0},
         {"spam_threshold": 1e6, "spam_reset_steps": 3},
         {"spam_threshold": 0.5, "beta1": 0.0},
+        {"spam_first_warmup": False},
+        {"spam_threshold": 0.5, "spam_grace_steps": 2},
+        {"spam_threshold": 0.5, "spam_grace_steps": 2, "spam_reset_steps": 0, "spam_first_warmup": False},
     ],
     ids=str,
 )
@@ -129,7 +136,7 @@ def test_every_update_is_that_of_the_formula_and_so_is_what_it_counts(changes):
         assert found["largest_square_ratio"] == pytest.approx(want["ratio"], rel=1e-5)
         assert found["optimizer_resets"] == want["resets"]
         assert found["update_factor"] == pytest.approx(want["size"], rel=1e-6)
-    assert settings.spam_threshold > 20 or sum(one["spike"] for one in expected[0]) >= 3
+    assert settings.spam_threshold > 20 or sum(one["spike"] for one in expected[0]) >= 2
 
 
 def test_a_trace_by_hand():
@@ -155,6 +162,39 @@ def test_a_trace_by_hand():
         cut.append(counters(optimizer)["clipped_coordinates"])
     assert left == pytest.approx([-0.5, -1.488496, -2.474785, -2.974785, -3.974785], abs=2e-6)
     assert cut == [0, 1, 0, 0, 0]
+
+
+def test_a_trace_by_hand_of_a_start_at_full_size_and_of_updates_in_which_nothing_is_cut():
+    """The same settings, but for 2 updates of grace and a full size before the first reset.
+
+    t  g    cut   m       v           k  m̂       v̂           s    w
+    0  1    1     1/2     1/2         1  1       1           1    -1
+    1  4    4     2.25    8.25        2  3       11          1    -1 - 3 / 3.3166 = -1.9045
+    2  100  √33   3.9973  20.625      3  4.5683  23.5714     1    -1.9045 - 4.5683 / 4.8550 = -2.8455
+    3  100  100   50      5000        1  100     10000       1/2  -3.3455
+    4  10⁵  10⁵   50025   5000002500  2  66700   6666670000  1    -3.3455 - 0.8169 = -4.1624
+
+    (16 > 4 · 1/2 and 10¹⁰ > 4 · 5000, and neither is cut; 10000 > 4 · 8.25, so √33 is left.)
+    """
+    changes = {"lr": 1.0, "beta1": 0.5, "beta2": 0.5, "epsilon": 1e-9, "spam_threshold": 4.0}
+    changes |= {
+        "spam_reset_steps": 3,
+        "spam_warmup_steps": 2,
+        "spam_first_warmup": False,
+        "spam_grace_steps": 2,
+    }
+    model = nn.ParameterList([torch.zeros(1)])
+    optimizer, left, found = built(model, **changes), [], []
+    for g in (1.0, 4.0, 100.0, 100.0, 1e5):
+        model[0].grad = torch.tensor([g])
+        optimizer.step()
+        left.append(model[0].item())
+        found.append(counters(optimizer))
+    assert left == pytest.approx([-1, -1.904534, -2.845478, -3.345478, -4.162382], abs=2e-6)
+    assert [one["clipped_coordinates"] for one in found] == [0, 0, 1, 0, 0]
+    # A spike that is let through is none: it is not compared.
+    assert [one["largest_square_ratio"] for one in found] == pytest.approx([0, 0, 10000 / 8.25, 0, 0])
+    assert disagreeing(lines(optimizer, **changes)) == []
 
 
 def test_where_nothing_is_cut_reset_or_warmed_up_it_is_adamw():
@@ -237,7 +277,8 @@ def test_an_honest_optimizer_agrees():
     found = lines(optimizer, spam_density=0.5)
     assert disagreeing(found) == []
     assert found["optimizer"].in_effect == "spam" and found["optimizer_kernel"].in_effect == "plain"
-    assert found["spam"].requested == "cut above 20 v, reset every 4 updates, 3 to warm up"
+    wanted = "cut above 20 v after 0 updates, reset every 4 updates, 3 to warm up, at the start too"
+    assert found["spam"].requested == wanted
     assert found["spam"].in_effect == f"1 resets in 6 updates, {cut:.0f} gradients cut, size × 0.75 now"
     assert cut > 9
     assert "2 updates since the last reset, 2 expected" in found["spam"].how
@@ -409,7 +450,14 @@ def test_state_in_host_memory_changes_no_bit_and_no_count():
 # --- whole runs
 
 
-SPIKY = {"optimizer": "spam", "spam_threshold": 20.0, "spam_reset_steps": 3, "spam_warmup_steps": 2}
+SPIKY = {
+    "optimizer": "spam",
+    "spam_threshold": 20.0,
+    "spam_reset_steps": 3,
+    "spam_warmup_steps": 2,
+    "spam_first_warmup": True,
+    "spam_grace_steps": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -487,6 +535,19 @@ def test_settings_that_would_do_nothing_are_refused():
         resolve({"optimizer": "spam", "spam_density": 0}, "test")
 
 
+def test_a_grace_that_a_reset_always_renews_and_a_first_warm_up_of_no_steps_are_refused():
+    values = {"optimizer": "spam", "spam_reset_steps": 20, "spam_warmup_steps": 0}
+    with pytest.raises(
+        ConfigError, match="spam_grace_steps = 20: nothing would ever be cut, .* set it to < 20"
+    ):
+        resolve(values, "test")
+    resolve({**values, "spam_reset_steps": 21}, "test")
+    with pytest.raises(
+        ConfigError, match="spam_first_warmup = true: would do nothing with spam_warmup_steps"
+    ):
+        resolve({**values, "spam_reset_steps": 0, "spam_first_warmup": True}, "test")
+
+
 def test_a_warm_up_that_a_reset_always_cuts_short_is_refused():
     """As long as the interval it is at full size in the last update before each reset."""
     values = {"optimizer": "spam", "spam_reset_steps": 100, "spam_warmup_steps": 101}
@@ -497,7 +558,14 @@ def test_a_warm_up_that_a_reset_always_cuts_short_is_refused():
     factors = spam.advanced(
         torch.tensor([99.0, 100.0]),
         torch.tensor([99.0, 100.0]),
-        {"reset_steps": 100, "warmup_steps": 100, "betas": (0.9, 0.999)},
+        {
+            "reset_steps": 100,
+            "warmup_steps": 100,
+            "first_warmup": True,
+            "grace_steps": 20,
+            "threshold": 5000.0,
+            "betas": (0.9, 0.999),
+        },
         None,
     )[0][:, 4]
     assert factors[0] == 1 > factors[1]
