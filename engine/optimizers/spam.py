@@ -108,6 +108,10 @@ class Spam(torch.optim.Optimizer):
         sizes = [local(p).numel() for p in self.parameters]
         self._sizes = torch.tensor(sizes, dtype=torch.int64, device=device).unbind()
         self._newest = (torch.zeros((), device=device), torch.ones((), device=device))  # t, s
+        self._since = torch.zeros((), device=device)  # k
+        self._earliest_cut = torch.full(
+            (), torch.inf, device=device
+        )  # the smallest k at which anything was cut
         self._shares: torch.Tensor | None = None
         self.seen = {name: torch.zeros((), dtype=torch.float64, device=device) for name in self.COUNTERS}
         for p in self.parameters:
@@ -150,7 +154,7 @@ class Spam(torch.optim.Optimizer):
             run(*tensors, scalars, keys, i, (self._clipped, self._largest, self._zeroed, number), rule, place)
         for name, values in zip(("updates", "since_reset"), new, strict=True):
             torch._foreach_copy_([s[name] for s in states], list(values.unbind()))
-        self._newest = new[0][0], scalars[0, 4]
+        self._newest, self._since = (new[0][0], scalars[0, 4]), new[1][0]
 
     def _sizes_of(self, numbers: list[int]) -> torch.Tensor:
         return torch.stack([self._sizes[i] for i in numbers])
@@ -174,6 +178,8 @@ class Spam(torch.optim.Optimizer):
         self.seen["clipped_coordinates"] = self.seen["clipped_coordinates"] + clipped
         self.seen["largest_square_ratio"] = torch.maximum(self.seen["largest_square_ratio"], largest)
         self.seen["optimizer_resets"], self.seen["update_factor"] = resets, factor
+        cut_at = torch.where(clipped > 0, self._since, torch.inf)
+        self._earliest_cut = torch.minimum(self._earliest_cut, cut_at)
 
 
 def _rule(group: dict) -> Rule:
@@ -295,11 +301,13 @@ def lines(settings, optimizer: torch.optim.Optimizer) -> list[Line]:
     due, zeroed = (int(x.sum().item()) for x in (optimizer._due, optimizer._zeroed))
     agrees = len(updates) == len(since) == 1 and latest == expected and zeroed == due
     agrees &= (clipped > 0) == (largest > settings.spam_threshold)
+    earliest = optimizer._earliest_cut.item()
+    agrees &= earliest > settings.spam_grace_steps
     found = f"{resets} resets in {count} updates, {clipped:.0f} gradients cut, size × {factor:.4g} now"
     how = (
         f"counts on the device: {latest} updates since the last reset, {expected} expected; in this process, "
         f"entries without moments at resets, {zeroed} of {due}, gradients that came out changed, and the largest "
-        f"g² / v, {largest:.4g}"
+        f"g² / v, {largest:.4g}; the earliest cut: {'none' if math.isinf(earliest) else f'update {earliest:.0f}'}"
     )
     return [Line("spam", wanted, found, how, agrees), *_density(settings, optimizer)]
 
