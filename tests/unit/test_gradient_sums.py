@@ -57,6 +57,17 @@ def test_a_product_of_small_numbers_is_not_lost_in_the_sum():
     assert x.grad.tolist() == [[1.0]] * 2
 
 
+def test_a_bias_is_in_the_product_and_its_gradient_is_summed_in_fp32():
+    """By hand: 1 × 1 + 1 × 1 + 2; and rows of 1 and 2⁻⁹, which in bf16 sum to 1, beside the 1 that was there."""
+    x = torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=True)
+    weight, bias = torch.ones(1, 2, dtype=torch.bfloat16), torch.full((1,), 2.0, dtype=torch.bfloat16)
+    total, bias_total = torch.zeros(1, 2), torch.ones(1)
+    y = linear(x, weight, total, bias, bias_total)
+    y.backward(torch.tensor([[1.0], [2.0**-9]]).bfloat16())
+    assert y.tolist() == [[4.0]] * 2
+    assert bias_total.item() == 2 + 2.0**-9 and total.tolist() == [[1 + 2.0**-9] * 2]
+
+
 def test_evaluation_reads_the_weights_themselves():
     model = build()
     GradientSums(model, torch.bfloat16, 1).refresh()
@@ -89,7 +100,9 @@ def test_a_run_trains_as_with_autograd_and_its_ledger_says_how(lab, checkpointin
     line = ledger(run)["gradient_sums"]
     assert line["in_effect"] == "fused"
     # 2 blocks of 4 linear layers, and the embedding, in each of 2 micro-batches
-    assert "16 of 16 gradients of linear layers, 2 of 2 of the embedding, 2 of 2 of the head" in line["how"]
+    assert (
+        "16 of 16 gradients of linear layers, 16 of 16 of their biases, 2 of 2 of the embedding, 2 of 2 of the head"
+    ) in line["how"]
     assert "gradient_sums" not in ledger(plain)
 
 
@@ -108,14 +121,16 @@ def test_compiled_it_is_the_same_operation(lab):
 
 
 def test_the_line_tells_when_it_is_silently_off():
-    """All of it, some of the linear layers, the head, or the new copies of the weights, which a step then lacks."""
+    """All of it, some of the linear layers, a bias, the head, or the new copies of the weights, which a step lacks."""
     sums = GradientSums(build(), torch.bfloat16, 1)
-    counts, none = Counter({"plumbline::add_product_": 16, "plumbline::add_rows_": 2}), Counter()
+    counts = Counter({"plumbline::add_product_": 16, "plumbline::add_columns_": 16, "plumbline::add_rows_": 2})
+    none = Counter()
     found = {}
     for name, counted, head, steps in (
         ("all", counts, 2, 3),
         ("none", none, 0, 3),
         ("some", counts - Counter({"plumbline::add_product_": 1}), 2, 3),
+        ("not a bias", counts - Counter({"plumbline::add_columns_": 1}), 2, 3),
         ("not the head", counts, 0, 3),
         ("old copies", counts, 2, 2),
     ):
@@ -127,6 +142,7 @@ def test_the_line_tells_when_it_is_silently_off():
         "all": ("fused", True),
         "none": ("autograd", False),
         "some": off,
+        "not a bias": off,
         "not the head": off,
         "old copies": off,
     }
