@@ -34,7 +34,7 @@ def test_rows_that_are_not_contiguous_and_the_same_bits_twice():
 
 
 def test_a_matrix_is_read_once():
-    """GPT-2's widest, 32,768 × 3,072 in bf16. A copy reads it and writes as much, for which it takes twice as long."""
+    """GPT-2's widest, 32,768 × 3,072 in bf16. A copy also writes as much: twice the time."""
     rows = torch.randn(32768, 3072, device="cuda", dtype=torch.bfloat16)
     total, copy = torch.zeros(3072, device="cuda"), torch.empty_like(rows)
     summed, copied = (fastest(work) for work in (lambda: add_columns_(total, rows), lambda: copy.copy_(rows)))
