@@ -93,7 +93,7 @@ class Training:
         "how matrices' gradients are summed over micro-batches: by autograd, or fused: by the products that make "
         "them, with the weights cast once a step",
         choices=("autograd", "fused"),
-        only_if={"precision": ("bf16",), "model": ("gpt",)},
+        only_if={"precision": ("bf16",), "model": ("gpt", "double_heads")},
     )
 
 

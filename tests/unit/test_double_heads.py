@@ -16,6 +16,7 @@ from engine.data.choices import lines_of
 from engine.data.prepare import open_tokens, prepare
 from engine.evaluate import final_model
 from engine.export import export
+from engine.gradient_sums import GradientSums
 from engine.models.gpt import Layout
 from engine.objectives import ReplyAndChoice, scalar
 from engine.parallel import Ranks
@@ -137,6 +138,21 @@ def test_losses_and_gradients_are_those_of_sequences_one_by_one(kernel, changes)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shared_context", [False, True])
+def test_gradients_summed_in_place_are_those_of_autograd(shared_context):
+    """Rows of the embedding get theirs from four places: tokens, both speakers, and the head that is tied to it."""
+    scale, found = torch.tensor([0.25, 2.0, 0.0]), []
+    for summed in (False, True):
+        model = model_of(loss_kernel="fused", shared_context=shared_context)
+        if summed:
+            GradientSums(model, torch.float32, 1).refresh()
+        for _ in range(2):  # micro-batches
+            scalar(model(*batch(), scale)[0]).backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[1].items():
+        torch.testing.assert_close(gradient, found[0][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_only_the_true_reply_has_logits():
     model = model_of(loss_kernel="fused")
     model(*batch())
@@ -244,6 +260,16 @@ def test_a_run_learns_and_says_so(lab, tmp_path):
     )
 
 
+def test_a_run_with_summed_gradients_trains_as_one_without(lab, tmp_path):
+    write_dialogues(tmp_path / "dialogues", train=20)
+    settings = {**TALKING, "steps": 6, "precision": "bf16", "loss_kernel": "fused", "shared_context": True}
+    runs = [lab.train(run=kind, gradient_sums=kind, **settings) for kind in ("autograd", "fused")]
+    for name, within in (("train_loss", 1e-3), ("grad_norm", 2e-2)):
+        assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=within)
+    assert [what for what, line in ledger(runs[1]).items() if not line["agrees"]] == []
+    assert ledger(runs[1])["gradient_sums"]["in_effect"] == "fused"
+
+
 def test_training_rows_are_scored_as_others_are(lab, tmp_path):
     """In eval mode: without dropout, all rows at once; the first rows of the files, not those that were drawn."""
     write_dialogues(tmp_path / "dialogues")
@@ -339,7 +365,13 @@ def test_an_interrupted_run_ends_bit_for_bit_like_one_that_was_not(lab, tmp_path
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"activation_checkpointing": "full", "shared_context": True}], ids=str
+    "changes",
+    [
+        {},
+        {"activation_checkpointing": "full", "shared_context": True},
+        {"precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"},
+    ],
+    ids=str,
 )
 def test_its_memory_is_planned(lab, tmp_path, changes):
     write_dialogues(tmp_path / "dialogues")
