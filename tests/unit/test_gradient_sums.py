@@ -123,7 +123,9 @@ def test_compiled_it_is_the_same_operation(lab):
 def test_the_line_tells_when_it_is_silently_off():
     """All of it, some of the linear layers, a bias, the head, or the new copies of the weights."""
     sums = GradientSums(build(), torch.bfloat16, 1)
-    counts = Counter({"plumbline::add_product_": 16, "plumbline::add_columns_": 16, "plumbline::add_rows_": 2})
+    counts = Counter(
+        {"plumbline::add_product_": 16, "plumbline::add_columns_": 16, "plumbline::add_rows_": 2}
+    )
     none = Counter()
     found = {}
     for name, counted, head, steps in (
