@@ -61,7 +61,7 @@ def search(
             break
         if end is not None:
             fitted, guesses = results[micro].status == SUCCESS, guesses + 1
-            surprises = 0 if fitted == (micro <= end) else _one_more(surprises, 1 if fitted else -1)
+            surprises = 0 if fitted == (micro <= end) else surprises + (1 if fitted else -1)
     return _ordered(results)
 
 
@@ -116,7 +116,3 @@ def _next(fits: int, too_much: int, largest: int, start: int, end: int | None, s
 def _stride(first: int, surprises: int) -> int:
     """`first`, doubled with each surprise in a row after the first."""
     return max(first, 1) << max(surprises - 1, 0)
-
-
-def _one_more(surprises: int, side: int) -> int:
-    return surprises + side if surprises * side > 0 else side
