@@ -1,11 +1,11 @@
-"""The largest micro-batch that fits: double until memory runs out, then bisect; each trial is a run of its own.
+"""The largest micro-batch that fits, by trying; each trial is a run of its own.
 
     python -m engine.frontier FILE.toml [--largest N] [--out frontier.json]
 
-A trial is a few steps of engine.train in a process and a directory of its own, with one micro-batch as the whole
-batch. Its result is written before the next one starts, and the same command goes on from there. Running out of
-memory (exit status 3 of engine.train) is a result; any other failure is an error, which says nothing about memory and
-ends the search.
+The first trial has the file's own micro-batch; which others there are, says engine/largest.py. A trial is a few
+steps of engine.train in a process and a directory of its own, with one micro-batch as the whole batch. Its result is
+written before the next one starts, and the same command goes on from there. Running out of memory (exit status 3 of
+engine.train) is a result; any other failure is an error, which says nothing about memory and ends the search.
 """
 
 import argparse
@@ -16,92 +16,70 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engine import children
-from engine.config import Config, load
+from engine.config import Config, Evaluation, Logging, is_effective, load
 from engine.errors import ConfigError, command
+from engine.largest import ERROR, NO_MEMORY, SUCCESS, Result, search
 from engine.launch import tokens_for
 from engine.rundir import toml, write_json
 from engine.train import OUT_OF_MEMORY
 
-SUCCESS, NO_MEMORY, ERROR = "success", "out_of_memory", "error"
-STEPS = 8  # of a trial; medians leave out the first ones
-PRECISION = 16  # bisecting ends where the next micro-batch would be nearer than a 16th
+STEPS = 5  # of a trial: two that make the optimizer's state, one that is looked at, two that are timed
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One trial. What was not measured is None."""
-
-    micro_batch: int  # sequences
-    status: str
-    peak_memory_gib: float | None = None
-    step_seconds: float | None = None
-    tokens_per_second: float | None = None
-    message: str = ""
-
-
-def search(
-    trial: Callable[[int], Result], known: list[Result], largest: int, keep: Callable[[list[Result]], None]
-) -> list[Result]:
-    """Try micro-batches up to `largest` until the largest that fits is known, or a trial ends in an error.
-
-    known: results from before; only errors are tried again. keep: is given all results after each trial.
-    """
-    results = {r.micro_batch: r for r in known if r.status != ERROR}
-    fits, too_much, micro = 0, largest + 1, 1
-    while True:
-        if micro not in results:
-            results[micro] = trial(micro)
-            keep(sorted(results.values(), key=lambda r: r.micro_batch))
-        if results[micro].status == ERROR:
-            break
-        if results[micro].status == SUCCESS:
-            fits = micro
-        else:
-            too_much = micro
-        gap = too_much - fits
-        if fits == largest or gap <= 1:
-            break
-        if too_much > largest:
-            micro = min(2 * micro, largest)
-        elif gap <= fits // PRECISION:
-            break
-        else:
-            micro = fits + gap // 2
-    return sorted(results.values(), key=lambda r: r.micro_batch)
-
-
 def settings_of_trial(config: Config, micro: int) -> Config:
-    """`config` for one trial: a few steps, no accumulation, as little beside them as possible."""
-    t, s, e = config.training, config.schedule, config.evaluation
+    """`config` for one trial: a few steps, no accumulation, as little beside them as possible.
+
+    What would come in later steps comes in these: whole sequences, and the ranking of weights to prune.
+    """
+    t, p, logging = config.training, config.pruning, config.logging
+    # Else every validation row is scored, which takes long one by one; a quarter is far from the peak of a step.
+    cut = is_effective("eval_tokens", config.flat)
     return replace(
         config,
         model=replace(config.model, init_from=""),  # weights take no more memory for having been trained
-        training=replace(t, steps=STEPS, batch_size=micro * replicas(config), micro_batch_size=0),
-        schedule=replace(s, warmup_steps=min(s.warmup_steps, STEPS)),
+        training=replace(
+            t,
+            steps=STEPS,
+            batch_size=micro * replicas(config),
+            micro_batch_size=0,
+            first_length=0,
+            lengthening_steps=0,
+            curriculum="none",
+        ),
+        schedule=replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, STEPS)),
+        pruning=replace(p, pruning_start=0, pruning_hold=min(p.pruning_hold, 1), pruning_interval=1),
         memory=replace(config.memory, on_out_of_memory="stop"),
-        runtime=replace(config.runtime, profile_steps=0),
-        evaluation=replace(
-            e,
+        runtime=replace(config.runtime, profile_steps=0, scaling_probe_steps=0),
+        evaluation=Evaluation(
             eval_interval=STEPS,
-            eval_batch_size=1,
-            eval_tokens=config.model.context,
-            eval_stride=0,
-            eval_train_rows=0,
+            eval_batch_size=1 if cut else max(micro // 4, 1),
+            eval_tokens=config.model.context if cut else 0,
+            eval_precision=config.evaluation.eval_precision,
         ),
         saving=replace(config.saving, checkpoint_interval=0),
-        logging=replace(config.logging, log_interval=STEPS),
+        logging=Logging(
+            log_interval=STEPS,
+            activation_norm_layers=logging.activation_norm_layers,
+            gradient_norm_layers=logging.gradient_norm_layers,
+        ),
     )
 
 
 def replicas(config: Config) -> int:
     """Ranks that read different data."""
+    if not config.parallel.shard_samples:
+        return 1
     return max(config.parallel.processes, 1) // config.parallel.tensor_parallel
+
+
+def own_micro_batch(config: Config) -> int:
+    """That of `config` itself, where the search starts."""
+    return config.training.micro_batch_size or max(config.rank_sequences(replicas(config)), 1)
 
 
 def trial(config: Config, micro: int) -> Result:
@@ -122,7 +100,9 @@ def trial(config: Config, micro: int) -> Result:
             check=False,
             preexec_fn=children.die_with_parent,  # noqa: PLW1509  no threads here
         )
-        return result(micro, done, directory / own.directory)
+        found = result(micro, done, directory / own.directory)
+    limit = config.memory.memory_limit_gib
+    return replace(found, limit_gib=limit) if limit else found
 
 
 def result(micro: int, done: subprocess.CompletedProcess, directory: Path) -> Result:
@@ -134,13 +114,17 @@ def result(micro: int, done: subprocess.CompletedProcess, directory: Path) -> Re
     if done.returncode:
         ended = f"exit status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
         return Result(micro, ERROR, message="; ".join([ended, *lines[-3:]]))
-    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    metrics, machine = (
+        json.loads((directory / name).read_text(encoding="utf-8")) for name in ("metrics.json", "env.json")
+    )
     return Result(
         micro,
         SUCCESS,
-        metrics["peak_memory_gib"],
-        metrics["step_seconds_median"],
-        metrics["tokens_per_second"],
+        peak_memory_gib=metrics["peak_memory_gib"],
+        step_seconds=metrics["step_seconds_median"],
+        tokens_per_second=metrics["tokens_per_second"],
+        reserved_gib=metrics["peak_reserved_gib"],
+        limit_gib=machine["device_memory_gib"],
     )
 
 
@@ -168,19 +152,22 @@ def load_results(path: Path, name: str) -> list[Result]:
 
 
 def table(results: list[Result], context: int) -> str:
-    """The results, and the largest micro-batch that fits."""
-    lines = [f"{'micro-batch':>11}  {'status':<13}  {'peak GiB':>9}  {'step ms':>9}  {'tokens/s':>10}"]
+    """The results, and the largest micro-batch that fits; peak: of tensors, held: by a GPU's allocator for them."""
+    lines = [
+        f"{'micro-batch':>11}  {'status':<13}  {'peak GiB':>9}  {'held GiB':>9}  {'step ms':>9}  {'tokens/s':>10}"
+    ]
     for r in results:
-        peak, milliseconds, rate = (
+        peak, held, milliseconds, rate = (
             "–" if value is None else form.format(value * unit)
             for value, form, unit in (
                 (r.peak_memory_gib, "{:.3f}", 1),
+                (r.reserved_gib, "{:.3f}", 1),
                 (r.step_seconds, "{:.1f}", 1000),
                 (r.tokens_per_second, "{:,.0f}", 1),
             )
         )
         lines.append(
-            f"{r.micro_batch:>11}  {r.status:<13}  {peak:>9}  {milliseconds:>9}  {rate:>10}".rstrip()
+            f"{r.micro_batch:>11}  {r.status:<13}  {peak:>9}  {held:>9}  {milliseconds:>9}  {rate:>10}"
         )
         if r.status == ERROR:
             lines.append(f"  {r.message}")
@@ -237,10 +224,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     def tried(micro: int) -> Result:
         found = trial(config, micro)
-        print(f"micro-batch {micro}: {found.status}", file=sys.stderr, flush=True)
+        held = "" if found.held_gib is None else f", {found.held_gib:.3f} GiB"
+        print(f"micro-batch {micro}: {found.status}{held}", file=sys.stderr, flush=True)
         return found
 
-    results = search(tried, known, asked.largest or sys.maxsize, keep)
+    results = search(tried, known, asked.largest or sys.maxsize, keep, own_micro_batch(config))
     print(table(results, config.model.context), flush=True)
     if any(r.status == ERROR for r in results):
         sys.exit(1)

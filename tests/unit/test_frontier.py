@@ -1,4 +1,4 @@
-"""The search for the largest micro-batch: its order by hand, its memory of what was tried, and real trials."""
+"""Trials of micro-batches: their settings, their results, what is kept of them, and a real search."""
 
 import json
 import subprocess
@@ -9,80 +9,16 @@ from engine_runs import read_json
 from engine.config import load, resolve
 from engine.errors import ConfigError
 from engine.frontier import (
-    Result,
     fingerprint,
     load_results,
+    own_micro_batch,
     result,
-    search,
     settings_of_trial,
     table,
 )
+from engine.largest import Result
 from engine.plan import estimate
-
-
-class Device:
-    """Stands in for a trial: fits up to `fits`, breaks at `broken`, is killed after `calls` trials."""
-
-    def __init__(self, fits: int, broken: int = 0, calls: int = 1000):
-        self.fits, self.broken, self.calls, self.tried, self.kept = fits, broken, calls, [], []
-
-    def __call__(self, micro: int) -> Result:
-        if len(self.tried) == self.calls:
-            raise KeyboardInterrupt
-        self.tried.append(micro)
-        if micro == self.broken:
-            return Result(micro, "error", message="exit status 1")
-        return Result(micro, "success" if micro <= self.fits else "out_of_memory")
-
-    def keep(self, results):
-        self.kept = results
-
-    def search(self, largest=10**9, known=()):
-        return search(self, list(known), largest, self.keep)
-
-
-@pytest.mark.parametrize(
-    ("fits", "largest", "tried"),
-    [
-        (11, 10**9, [1, 2, 4, 8, 16, 12, 10, 11]),
-        (1, 10**9, [1, 2]),
-        (0, 10**9, [1]),
-        (7, 7, [1, 2, 4, 7]),
-        (100, 1, [1]),
-        (66, 66, [1, 2, 4, 8, 16, 32, 64, 66]),
-        (65, 66, [1, 2, 4, 8, 16, 32, 64, 66]),  # 66 is nearer than a sixteenth
-        (90, 10**9, [1, 2, 4, 8, 16, 32, 64, 128, 96, 80, 88, 92]),
-    ],
-)
-def test_double_then_bisect(fits, largest, tried):
-    device = Device(fits)
-    results = device.search(largest)
-    assert device.tried == tried
-    assert [r.micro_batch for r in results] == sorted(tried) and results == device.kept
-    assert all((r.status == "success") == (r.micro_batch <= fits) for r in results)
-
-
-def test_an_error_is_no_limit_and_ends_the_search():
-    device = Device(fits=11, broken=8)
-    results = device.search()
-    assert device.tried == [1, 2, 4, 8]
-    assert [r.status for r in results] == ["success"] * 3 + ["error"] and device.kept == results
-    again = Device(fits=11)  # what was broken is repaired
-    assert [r.status for r in again.search(known=results)].count("error") == 0
-    assert again.tried == [8, 16, 12, 10, 11]
-
-
-def test_a_killed_search_goes_on_where_it_was():
-    device = Device(fits=11, calls=5)
-    with pytest.raises(KeyboardInterrupt):
-        device.search()
-    assert [r.micro_batch for r in device.kept] == [1, 2, 4, 8, 16]
-    again = Device(fits=11)
-    again.search(known=device.kept)
-    assert again.tried == [12, 10, 11]
-    last = Device(fits=11)
-    last.search(known=again.kept)
-    assert last.tried == []
+from engine.rundir import toml
 
 
 def test_a_trial_is_the_run_with_another_batch_and_little_else():
@@ -101,7 +37,7 @@ def test_a_trial_is_the_run_with_another_batch_and_little_else():
     )
     one = settings_of_trial(config, 3)
     assert (one.training.batch_size, one.training.micro_batch_size) == (3, 0)
-    assert one.training.steps == 8 == one.schedule.warmup_steps
+    assert one.training.steps == 5 == one.schedule.warmup_steps
     assert one.memory.on_out_of_memory == "stop" and one.saving.checkpoint_interval == 0
     assert (one.run, one.data, one.optimizer, one.compile) == (
         config.run,
@@ -112,9 +48,54 @@ def test_a_trial_is_the_run_with_another_batch_and_little_else():
     assert one.memory.activation_checkpointing == "full"
 
 
-def test_two_data_parallel_ranks_have_a_micro_batch_each():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"first_length": 64, "lengthening_steps": 50, "noise_scale_interval": 10, "micro_batch_size": 2},
+        {"curriculum": "rarity", "curriculum_steps": 50, "eval_stride": 8, "sample_tokens": 20},
+        {"pruning": "movement", "pruning_start": 20, "pruning_hold": 10, "pruning_regrowth": True},
+        {"attention_sequences": 4, "reciprocity_window": 8, "monitor_interval": 1.0, "profile_steps": 3},
+        {"latency_lengths": (8, 16), "scaling_probe_steps": 4, "sample_tokens": 8, "sample_prompt": "The"},
+        {"model": "classifier", "dataset": "ag_news", "tokenizer": "frequent_words"},
+        {"model": "double_heads", "dataset": "personachat", "tokenizer": "gpt2", "eval_train_rows": 100},
+    ],
+)
+def test_a_trial_can_be_run_whatever_the_run_does_late_or_beside(settings, tmp_path):
+    one = settings_of_trial(resolve({"context": 256} | settings, "test"), 12)
+    (tmp_path / "run.toml").write_text(toml(one), encoding="utf-8")
+    read = load(tmp_path / "run.toml")  # by the rules
+    assert (read.logging.noise_scale_interval, read.logging.attention_sequences) == (0, 0)
+    assert read.logging.monitor_interval == 0 == read.evaluation.sample_tokens
+    assert read.evaluation.latency_lengths == () and read.runtime.scaling_probe_steps == 0
+    # One window of text is scored; of rows all are, a quarter of a micro-batch at a time.
+    text = read.model.model == "gpt"
+    assert read.evaluation.eval_batch_size == (1 if text else 3)
+    assert read.evaluation.eval_tokens == (256 if text else 0)
+
+
+def test_weights_are_ranked_in_a_trial_after_every_step():
+    settings = {"pruning": "movement", "pruning_start": 20, "pruning_hold": 10, "pruning_regrowth": True}
+    pruning = settings_of_trial(resolve(settings, "test"), 1).pruning
+    assert (pruning.pruning_start, pruning.pruning_hold, pruning.pruning_interval) == (0, 1, 1)
+
+
+def test_data_parallel_ranks_have_a_micro_batch_each():
     config = resolve({"processes": 4, "tensor_parallel": 2, "data_parallel": "fsdp"}, "test")
     assert settings_of_trial(config, 3).training.batch_size == 6
+    shared = {"processes": 2, "shard_samples": False, "on_shared_samples": "report"}
+    assert settings_of_trial(resolve(shared, "test"), 3).training.batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({"batch_size": 240, "micro_batch_size": 60}, 60),
+        ({"batch_size": 240}, 240),
+        ({"batch_size": 240, "processes": 4, "tensor_parallel": 2}, 120),
+    ],
+)
+def test_the_search_starts_at_the_runs_own_micro_batch(settings, own):
+    assert own_micro_batch(resolve(settings, "test")) == own
 
 
 def finished(code: int, stderr: str = "") -> subprocess.CompletedProcess:
@@ -123,8 +104,10 @@ def finished(code: int, stderr: str = "") -> subprocess.CompletedProcess:
 
 def test_how_a_trial_ended(tmp_path):
     metrics = {"peak_memory_gib": 2.5, "step_seconds_median": 0.5, "tokens_per_second": 1000}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert result(4, finished(0), tmp_path) == Result(4, "success", 2.5, 0.5, 1000)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"peak_reserved_gib": 3.0}))
+    (tmp_path / "env.json").write_text(json.dumps({"device_memory_gib": 80.0}))
+    success = result(4, finished(0), tmp_path)
+    assert success == Result(4, "success", 2.5, 0.5, 1000, reserved_gib=3.0, limit_gib=80.0)
     said = "out of memory: one step took 3 GiB"
     assert result(4, finished(3, f"a warning\n{said}\n"), tmp_path) == Result(
         4, "out_of_memory", message=said
@@ -153,15 +136,15 @@ def test_results_of_other_settings_are_not_mixed_in(tmp_path):
 
 def test_the_table_by_hand():
     results = [
-        Result(1, "success", 0.25, 0.0105, 1234.4),
-        Result(2, "success", 0.5, 0.02, 1200.0),
+        Result(1, "success", 0.25, 0.0105, 1234.4, reserved_gib=0.375),
+        Result(2, "success", 0.5, 0.02, 1200.0, reserved_gib=0.75),
         Result(4, "out_of_memory", message="out of memory: …"),
     ]
     assert table(results, context=64).splitlines() == [
-        "micro-batch  status          peak GiB    step ms    tokens/s",
-        "          1  success            0.250       10.5       1,234",
-        "          2  success            0.500       20.0       1,200",
-        "          4  out_of_memory          –          –           –",
+        "micro-batch  status          peak GiB   held GiB    step ms    tokens/s",
+        "          1  success            0.250      0.375       10.5       1,234",
+        "          2  success            0.500      0.750       20.0       1,200",
+        "          4  out_of_memory          –          –          –           –",
         "",
         "largest that fits: 2 sequences (128 tokens); fastest: 1",
     ]
@@ -170,19 +153,24 @@ def test_the_table_by_hand():
 
 @pytest.mark.slow
 def test_a_real_search_on_a_cpu_with_a_limit(lab):
-    """One sequence of this model fits, two do not; asked again, nothing is tried again."""
-    settings = {"layers": 2, "width": 64, "context": 64, "warmup_steps": 6}
-    one, two = (estimate(lab.config(**settings, batch_size=micro), 256, "cpu", 1).peak for micro in (1, 2))
-    settings["memory_limit_gib"] = (one + two) / 2 / 2**30
+    """Three sequences of this model fit, four do not; the run's own two are first; asked again, nothing is tried."""
+    settings = {"layers": 2, "width": 64, "context": 64, "warmup_steps": 5}
+    three, four = (estimate(lab.config(**settings, batch_size=micro), 256, "cpu", 1).peak for micro in (3, 4))
+    settings["batch_size"] = 2
+    settings["memory_limit_gib"] = (three + four) / 2 / 2**30
     file = lab.file(**settings)
     done = lab.start("-m", "engine.frontier", file)
     assert done.returncode == 0, done.stderr
-    fits, fails = read_json(lab.directory / "frontier.json")["results"]
-    assert (fits["micro_batch"], fits["status"]) == (1, "success")
-    assert fits["peak_memory_gib"] <= settings["memory_limit_gib"] and fits["tokens_per_second"] > 0
-    assert (fails["micro_batch"], fails["status"]) == (2, "out_of_memory")
+    *fit, fails = read_json(lab.directory / "frontier.json")["results"]
+    said = dict(line.split(", ") for line in done.stderr.splitlines() if "success" in line)
+    assert [row["micro_batch"] for row in fit] == [2, 3] and fails["micro_batch"] == 4
+    for row in fit:
+        assert row["status"] == "success" and row["tokens_per_second"] > 0
+        assert row["peak_memory_gib"] <= settings["memory_limit_gib"] == row["limit_gib"]
+        assert said[f"micro-batch {row['micro_batch']}: success"] == f"{row['peak_memory_gib']:.3f} GiB"
+    assert fails["status"] == "out_of_memory"
     assert f"memory_limit_gib = {settings['memory_limit_gib']:g}" in fails["message"]
-    assert "largest that fits: 1 sequences (64 tokens)" in done.stdout
+    assert "largest that fits: 3 sequences (192 tokens)" in done.stdout
     assert not (lab.directory / "results").exists()  # trials leave nothing
     again = lab.start("-m", "engine.frontier", file)
     assert again.stdout == done.stdout and again.stderr == ""
