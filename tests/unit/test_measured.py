@@ -228,7 +228,9 @@ def test_attention_is_drawn_on_one_scale(tmp_path):
 def test_few_evaluations_of_attention_are_points_and_many_are_lines_alone():
     def paths(steps: int) -> int:
         rows = [{"step": n, "layer": k, "value": float(k)} for n in range(steps) for k in (0, 1)]
-        return svg(attention_charts.layers(pl.DataFrame(rows), "t", "a", (-1.0, 2.0)), "x", "d").count("<path")
+        return svg(attention_charts.layers(pl.DataFrame(rows), "t", "a", (-1.0, 2.0)), "x", "d").count(
+            "<path"
+        )
 
     few, lines = attention_charts.FEW, paths(attention_charts.FEW + 1)
     assert paths(few + 2) == lines  # a path a layer, however many evaluations
