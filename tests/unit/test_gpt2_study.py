@@ -8,9 +8,11 @@ from dvc.utils.hydra import compose_and_dump
 from engine.errors import ConfigError
 from engine.pruning.ramp import Ramp
 from metrics.course import END, FEWEST
+from stages.choose import choose
 from stages.plan import read_params, resolve_study
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
 RECOVERY = 100  # updates for which AdamWSPAM, as coded, cuts gradients after a reset
 
 
@@ -99,6 +101,26 @@ def test_the_grid_differs_from_the_study_in_learning_rates_alone(planned, tmp_pa
             "muon_lr",
         }
     assert {name.partition("_")[0] for name in tried} == {"adamw", "spam", "muon"}
+
+
+def test_the_tuned_study_is_the_grid_s_best_of_each_on_seeds_of_its_own(tmp_path):
+    written = (CONF / "chosen" / "gpt2_grid.yaml").read_text(encoding="utf-8")
+    assert written == choose(ROOT / "records" / "gpt2-grid-h200" / "results")
+    grid, tried = resolve_study(composed(tmp_path / "grid.yaml", study="gpt2_grid"))
+    tuned, runs = resolve_study(composed(tmp_path / "tuned.yaml", study="gpt2_tuned"))
+    assert not set(tuned["seeds"]) & set(grid["seeds"])
+    assert [tuned[key] for key in ("frozen", "axis", "budget")] == [
+        grid[key] for key in ("frozen", "axis", "budget")
+    ]
+    assert set(tuned["runs"]) == set(grid["grid"])
+    for name in tuned["runs"]:
+        own = runs[f"{name}-1"].flat
+        same = [
+            cell
+            for cell, config in tried.items()
+            if {key for key, value in own.items() if config.flat[key] != value} == {"study", "run", "seed"}
+        ]
+        assert len(same) == 1 and same[0].startswith(f"{name}_")
 
 
 @pytest.mark.parametrize("preset", ["gpt2_no_compile", "gpt2_16x8"])

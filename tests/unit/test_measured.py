@@ -225,6 +225,18 @@ def test_attention_is_drawn_on_one_scale(tmp_path):
     assert attention_charts.domain(pl.DataFrame({"value": [2.0, 2.0]})) == (1.95, 2.05)
 
 
+def test_few_evaluations_of_attention_are_points_and_many_are_lines_alone():
+    def paths(steps: int) -> int:
+        rows = [{"step": n, "layer": k, "value": float(k)} for n in range(steps) for k in (0, 1)]
+        return svg(attention_charts.layers(pl.DataFrame(rows), "t", "a", (-1.0, 2.0)), "x", "d").count(
+            "<path"
+        )
+
+    few, lines = attention_charts.FEW, paths(attention_charts.FEW + 1)
+    assert paths(few + 2) == lines  # a path a layer, however many evaluations
+    assert (paths(1) - lines, paths(few) - lines) == (2, 2 * few)
+
+
 def test_of_many_runs_those_drawn_have_each_form_of_attention(tmp_path, monkeypatch):
     results = with_attention(write_study(tmp_path))
     monkeypatch.setattr(figures, "MOST_PANELS", 1)
