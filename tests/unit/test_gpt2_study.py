@@ -150,4 +150,4 @@ def test_a_first_set_of_runs_is_a_study_by_itself(tmp_path):
         "movement",
     }
     assert "the hypothesis is about runs left out, and not decided" in study["said"]
-    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 11
+    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 12
