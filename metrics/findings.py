@@ -268,13 +268,19 @@ def _target(study: _Study, name: str, other: str) -> Iterator[Finding]:
 
 
 def _reached(study: _Study, run: str, seed: int, by: str, target: float) -> tuple[float, float] | None:
-    """Tokens and seconds of training at the first evaluation that counts and was at least as good as `target`."""
+    """When a run was first at least as good as `target` where it was evaluated and that counts.
+
+    (samples of a run that chooses, else tokens; seconds of training). Tokens of a sample may differ between runs.
+    """
     good = pl.col(by) <= target if METRICS[by].better == "lower" else pl.col(by) >= target
     one = next(one for one in study.results.of(run) if one.seed == seed)
     there = with_counts(one, study.evals[run, seed]).filter(good & pl.col(COUNTS)).head(1)
     if there.is_empty():
         return None
-    return float(there["tokens_seen"][0]), seconds_until(study.steps[run, seed], there["step"][0], one.starts)
+    step, read = there["step"][0], float(there["tokens_seen"][0])
+    if one.labelled:
+        read = one.metrics["samples"] * (step + 1) / one.metrics["steps"]
+    return read, seconds_until(study.steps[run, seed], step, one.starts)
 
 
 def _sparsest(study: _Study) -> Iterator[Finding]:

@@ -234,6 +234,23 @@ def test_time_to_the_references_accuracy(results):
     }
 
 
+def test_samples_are_counted_whatever_tokens_each_of_them_has(tmp_path):
+    """As where one run reads what was said once for all candidates, and another with each."""
+    results = classifier_study(tmp_path, axis="samples")
+    for seed in SEEDS:
+        home = results / f"large_2-{seed}"
+        for name in ("steps.csv", "evals.csv"):
+            head, *lines = (home / name).read_text().splitlines()
+            at = head.split(",").index("tokens_seen")
+            cells = [line.split(",") for line in lines]
+            halved = [[*row[:at], str(int(row[at]) // 2), *row[at + 1 :]] for row in cells]
+            (home / name).write_text("\n".join([head, *map(",".join, halved)]) + "\n")
+        metrics = json.loads((home / "metrics.json").read_text())
+        write_json(home / "metrics.json", metrics | {"tokens": metrics["tokens"] // 2})
+    text = reached(results)["large_2", "large_1"]
+    assert text.startswith("large_2 reached large_1's final validation accuracy after 1.00 × the samples and")
+
+
 def test_as_good_as_the_target_is_good_enough(results):
     for seed in SEEDS:
         target = json.loads((results / f"large_1-{seed}" / "metrics.json").read_text())["val_accuracy"]

@@ -21,6 +21,7 @@ def configs(tmp_path, name: str) -> dict[str, Config]:
     [
         ("persona_lm", "lm-1", "persona_turns"),
         ("persona_turns", "turns-1", "persona_best"),
+        ("persona_turns", "turns-1", "persona_recipes"),
         ("persona_turns", "turns-1", "persona"),
     ],
 )
@@ -36,6 +37,21 @@ def test_weights_of_the_earlier_study_fit_the_later(tmp_path, earlier, run, late
 def test_the_best_starts_where_turns_ends(tmp_path):
     started = configs(tmp_path, "persona_best")["started-2"]
     assert str(configs(tmp_path, "persona_turns")["turns-1"].directory) == started.model.init_from
+
+
+def test_the_pilot_tries_what_it_says_on_another_seed(tmp_path):
+    """Its baseline is the best's started, and each other run differs from that in what it says alone."""
+    best = resolve_study(composed(tmp_path / "params.yaml", "study=persona_best"))[0]
+    pilot = resolve_study(composed(tmp_path / "params.yaml", "study=persona_recipes"))[0]
+    assert not set(pilot["seeds"]) & set(best["seeds"])
+    assert not pilot["metric"].startswith("test_")
+    assert pilot["settings"] == best["settings"] | best["runs"]["started"]
+    assert pilot["runs"] == {
+        "started": {},
+        "gentle": {"lr": 0.0001},
+        "choice_first": {"lm_loss_weight": 0.3},
+        "regular": {"dropout": 0.2, "weight_decay": 0.1},
+    }
 
 
 def test_the_real_dialogues_fill_what_the_study_says(tmp_path):
