@@ -34,9 +34,6 @@ SMALL = (
     "eval_train_rows=24",
     "budget=240",
     "seeds=[1]",
-    "~runs.no_compile",
-    "~runs.apart",
-    "~runs.ac",
     "~runs.ac_same_lr",
     "runs.ac_scaled_lr={activation_checkpointing: full, batch_size: 24, micro_batch_size: 12, steps: 10, "
     "warmup_steps: 5, eval_interval: 5}",
