@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 
 import pyarrow as pa
 import pytest
@@ -12,7 +11,7 @@ from sandbox import prose, ran
 SMALL = (
     "study=gpt2",
     "preset=none",
-    "only=[adamw,bitter3_longer]",
+    "only=[adamw,spam,mla,bitter3_longer]",
     "tokenizer=bpe",
     "vocab_size=300",
     "max_train_bytes=0",
@@ -39,8 +38,12 @@ SMALL = (
     "perplexity_at=[4,8]",
     "latency_lengths=[4,8]",
     "targets=[5.6]",
+    "monitor_interval=0",  # of a GPU
     "criteria=[]",
-    "metric=val_loss",  # which needs no stage of its own
+    "runs.spam.spam_reset_steps=3",
+    "runs.spam.spam_warmup_steps=1",
+    "+runs.spam.spam_grace_steps=1",
+    "runs.mla.latent_width=8",
     "seeds=[1]",
     "expects.steps=8",
     "+expects.accumulation=2",
@@ -65,30 +68,32 @@ def rows(path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_two_runs_of_the_study_and_its_checklist(sandbox, pages):
+def test_four_runs_of_the_study_and_its_checklist(sandbox, pages):
     chosen = [x for value in (*SMALL, f"data_dir={pages}") for x in ("-S", value)]
     looked = sandbox.run("dvc", "exp", "run", *chosen, "plan")
-    assert ran(looked) == {"plan"} and "study gpt2, 2 runs × 1 seed" in looked
-    assert "0 of 2 done; to train: adamw-1, bitter3_longer-1" in looked
-    assert "only 2 of 19 runs" in looked and "the hypothesis is about runs left out" in looked
+    assert ran(looked) == {"plan"} and "study gpt2, 4 runs × 1 seed" in looked
+    assert "0 of 4 done; to train: adamw-1, spam-1, mla-1, bitter3_longer-1" in looked
+    assert "only 4 of 22 runs" in looked and "the hypothesis is about runs left out" in looked
     assert not (sandbox.path / "tokens/gpt2").exists()
 
-    output = sandbox.run("dvc", "exp", "run", *chosen, "train")
-    trained = {name for name in ran(output) if name.startswith("train")}
-    assert trained == {"train@1-adamw", "train@1-bitter3_longer"}
+    output = sandbox.run("dvc", "exp", "run", *chosen)
+    names = ("adamw", "spam", "mla", "bitter3_longer")
+    assert {f"{stage}@1-{name}" for stage in ("train", "eval") for name in names} <= ran(output)
     assert "checklist adamw-1: pass  accumulation" in output and "train_tokens" in output
-    assert "bitter3_longer, seed 1; 1 of 2 done, about" in output
+    assert "bitter3_longer, seed 1; 3 of 4 done, about" in output
     results, reports = sandbox.path / "results/gpt2", sandbox.path / "reports/gpt2"
     kept = json.loads((results / "adamw-1/checklist.json").read_text())
     assert {one["what"] for one in kept} == {"steps", "accumulation", "train_tokens"}
     assert all(one["passed"] for one in kept)
     assert json.loads((sandbox.path / "tokens/gpt2/meta.json").read_text())["kind"] == "documents"
 
-    sandbox.run(sys.executable, "-m", "stages.summarize", "results/gpt2", "reports/gpt2")
     metrics = json.loads((reports / "metrics/bitter3_longer.json").read_text())
     assert metrics["verdict"] == "own budget"
-    assert [row["run"] for row in rows(reports / "course.csv")] == ["adamw", "bitter3_longer"]
+    assert [row["run"] for row in rows(reports / "course.csv")] == list(names)
     assert float(rows(reports / "course.csv")[0]["perplexity_at_8"]) > 1
-    assert [row["run"] for row in rows(reports / "equal_seconds.csv")] == ["adamw"]
+    assert [row["run"] for row in rows(reports / "equal_seconds.csv")] == list(names[:3])
     timed = [(row["run"], row["target"], row["not_ranked"]) for row in rows(reports / "targets.csv")]
-    assert timed == [("adamw", "5.6", ""), ("bitter3_longer", "5.6", "own budget")]
+    assert timed == [*((name, "5.6", "") for name in names[:3]), ("bitter3_longer", "5.6", "own budget")]
+    for name in names:
+        ledger = json.loads((results / f"{name}-1/ledger.json").read_text())["entries"]
+        assert [line["what"] for line in ledger if not line["agrees"]] == []

@@ -142,7 +142,7 @@ def test_a_first_set_of_runs_is_a_study_by_itself(tmp_path):
     """What is left out is said, and costs the others nothing."""
     first = "[adamw,spam,adamwprune_*,magnitude,movement,mla]"
     study, _ = resolve_study(composed(tmp_path / "params.yaml", f"only={first}"))
-    assert len(study["runs"]) == 8 and study["own_budget"] == [] and study["hypothesis"] == ""
+    assert len(study["runs"]) == 9 and study["own_budget"] == [] and study["hypothesis"] == ""
     assert {one["run"] for one in study["criteria"]} == {
         "adamw",
         "adamwprune_bitter3",
@@ -150,4 +150,4 @@ def test_a_first_set_of_runs_is_a_study_by_itself(tmp_path):
         "movement",
     }
     assert "the hypothesis is about runs left out, and not decided" in study["said"]
-    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 12
+    assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 13
