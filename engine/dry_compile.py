@@ -3,7 +3,8 @@
 Dynamo, AOTAutograd's min-cut partitioner, the memory budget and the checkpointing policies all run as they do in
 training, so what a forward graph hands to its backward graph is exact. What exists inside a graph is a model of
 Inductor: pointwise operations and reductions are fused, and only what a kernel reads whole (a matrix product,
-attention) or what leaves the graph is written to memory; a fused kernel may write over what it is the last to read.
+attention), what is too much to compute twice, or what leaves the graph is written to memory; a fused kernel may write
+over what it is the last to read.
 """
 
 import contextlib
@@ -39,6 +40,10 @@ POINTWISE = {  # fused by Inductor, without torch's tag
     "prims.inductor_lookup_seed.default",
     "prims.iota.default",
 }
+# Inductor computes a pointwise value anew in each of its readers while that reads and computes no more than this; and in
+# one reader, while no more than that (its realize_… settings, on a GPU).
+SHARED_READS, SHARED_OPERATIONS = 4, 30
+MOST_READS, MOST_OPERATIONS = 8, 100
 VIEWS = {  # where no example value tells
     "aten.expand.default",
     "aten.permute.default",
@@ -117,7 +122,11 @@ class Region:
         self.graph = graph
         self.nodes = list(graph.graph.nodes)
         self.kinds = {node: _kind(node) for node in self.nodes}
-        self.written = {node for node in self.nodes if self._is_written(node)}
+        self.written: set[fx.Node] = set()
+        self.reads: dict[fx.Node, set[fx.Node]] = {}  # what computing a node reads from memory
+        self.operations: dict[fx.Node, int] = {}  # how many computing it takes
+        for node in self.nodes:
+            self._decide(node)
         self.last_read = self._last_reads()
         self._fuse_siblings()
         self.freed: dict[fx.Node, list[fx.Node]] = {}
@@ -131,11 +140,26 @@ class Region:
             if self.kinds[user] == "view":
                 yield from self._readers(user)
 
-    def _is_written(self, node: fx.Node) -> bool:
+    def _decide(self, node: fx.Node) -> None:
+        """Whether `node` is written to memory, once it is known of all that it depends on."""
         kind = self.kinds[node]
-        if kind == "pointwise":
-            return any(self.kinds[reader] in ("kernel", "output") for reader in self._readers(node))
-        return kind in ("kernel", "reduction")
+        self.reads[node], self.operations[node] = set(), int(kind != "view")
+        for source in node.all_input_nodes:
+            if source in self.written or self.kinds[source] == "input":
+                self.reads[node].add(source)
+            else:
+                self.reads[node] |= self.reads[source]
+                self.operations[node] += self.operations[source]
+        if kind in ("kernel", "reduction") or (kind == "pointwise" and self._is_kept(node)):
+            self.written.add(node)
+
+    def _is_kept(self, node: fx.Node) -> bool:
+        """Whether a pointwise value gets memory of its own: its readers need it there, or would compute too much."""
+        if any(self.kinds[reader] in ("kernel", "output") for reader in self._readers(node)):
+            return True
+        reads, operations = len(self.reads[node]), self.operations[node]
+        shared = len(node.users) > 1 and (reads > SHARED_READS or operations > SHARED_OPERATIONS)
+        return shared or reads > MOST_READS or operations > MOST_OPERATIONS
 
     def _last_reads(self) -> dict[fx.Node, fx.Node]:
         """For each node, the node at which its value is needed last: what is fused reads when it is written."""
@@ -149,17 +173,6 @@ class Region:
             last[node] = max(ends, key=position.__getitem__)
         return last
 
-    def _sources(self, node: fx.Node) -> set[fx.Node]:
-        """The values in memory that the kernel of a written `node` reads."""
-        found, todo = set(), list(node.all_input_nodes)
-        while todo:
-            one = todo.pop()
-            if one in self.written or self.kinds[one] == "input":
-                found.add(one)
-            else:
-                todo += one.all_input_nodes
-        return found
-
     def _fuse_siblings(self) -> None:
         """Pointwise kernels that read the same large value become one: what the first writes is there at the last."""
         position = {node: i for i, node in enumerate(self.nodes)}
@@ -172,7 +185,7 @@ class Region:
         for node in self.nodes:
             if node not in self.written or self.kinds[node] != "pointwise":
                 continue
-            for source in self._sources(node):
+            for source in self.reads[node]:
                 if not _size(source) or _size(source) < _size(node):
                     continue
                 for first in readers.setdefault(source, []):
