@@ -40,8 +40,8 @@ POINTWISE = {  # fused by Inductor, without torch's tag
     "prims.inductor_lookup_seed.default",
     "prims.iota.default",
 }
-# Inductor computes a pointwise value anew in each of its readers while that reads and computes no more than this; and in
-# one reader, while no more than that (its realize_… settings, on a GPU).
+# Inductor computes a pointwise value anew in each of its readers while it reads and computes no more than the first
+# two, and within a single one while no more than the others (its realize_… settings, on a GPU).
 SHARED_READS, SHARED_OPERATIONS = 4, 30
 MOST_READS, MOST_OPERATIONS = 8, 100
 VIEWS = {  # where no example value tells
