@@ -69,7 +69,8 @@ def repository(tmp_path, monkeypatch):
     base = made.commit("Words only")
     made.commit("tried", muon=(2.0, 80, 1.5, "better"))
     made.git("update-ref", f"refs/exps/{base[:2]}/{base[2:]}/witty-lark", "HEAD")
-    made.git("update-ref", "refs/exps/exec/EXEC_HEAD", "HEAD")  # DVC's own, and no experiment
+    for own in ("exec/EXEC_HEAD", "temp/of/dvc"):  # no experiments
+        made.git("update-ref", f"refs/exps/{own}", "HEAD")
     made.git("reset", "-q", "--hard", base)
     made.write(base=(2.375, 150, 1.0, "baseline"))
     monkeypatch.chdir(made.path)
