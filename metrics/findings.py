@@ -24,6 +24,7 @@ from metrics.epochs import by_seed, seconds_until
 from metrics.gradients import noise, spreads
 from metrics.grid_results import sentences
 from metrics.measures import METRICS, RECOMPUTING, SPREADING, amount, speed
+from metrics.outside import outside, sentence
 from metrics.pruning import EMPTY, best_at_each_sparsity, emptied
 from metrics.scaling import scalings
 from metrics.statistics import Ratio
@@ -49,6 +50,7 @@ def findings(summary: Summary) -> tuple[Finding, ...]:
     study = _Study(summary)
     kinds: tuple[Callable[[_Study], Iterator[Finding]], ...] = (
         _to_beat,
+        _from_outside,
         _equal_seconds,
         _identical,
         _memory,
@@ -117,6 +119,12 @@ def _to_beat(study: _Study) -> Iterator[Finding]:
         f"{metric.difference_unit}{said}.",
         (study.baseline, best),
     )
+
+
+def _from_outside(study: _Study) -> Iterator[Finding]:
+    """The figure that the study declares to beat, and the best run's distance to it."""
+    if found := outside(study.summary):
+        yield Finding(sentence(found), (found.best,) if found.best else ())
 
 
 def _equal_seconds(study: _Study) -> Iterator[Finding]:

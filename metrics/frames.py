@@ -13,6 +13,7 @@ from metrics.scaling import scaling_points
 from metrics.summary import RunSummary, Summary
 from metrics.words import short, with_interval
 
+LEAST = {"test_perplexity": 1.0}  # values that none can be below
 # The columns of `dvc metrics show` besides the study's own metric, and their decimals: few and short enough
 # to be read side by side. Step time says the same as tokens/s, and validation loss and bits per byte nearly
 # the same as test loss; the report has them all.
@@ -100,8 +101,8 @@ def table_frame(summary: Summary) -> pl.DataFrame:
 def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
     """Columns run, label (run and value in words), metric (label and unit), value, low, high.
 
-    low and high are the 95 % interval, null for one seed; of a cost never below 0. Comparable runs only, and of
-    costs those whose costs are: a chart on one scale ranks what it shows.
+    low and high are the 95 % interval, null for one seed; of a cost never below 0, of a perplexity never below 1.
+    Comparable runs only, and of costs those whose costs are: a chart on one scale ranks what it shows.
     """
     rows = []
     for name in names:
@@ -113,7 +114,7 @@ def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
             if metric.cost and run.costs_not_comparable:
                 continue
             estimate = estimate.times(metric.factor)
-            low, high = estimate.ends(least=0.0 if metric.cost else -math.inf)
+            low, high = estimate.ends(least=LEAST.get(name, 0.0 if metric.cost else -math.inf))
             label = f"{short(run.run)}: {with_interval(estimate)}"
             rows.append((run.run, label, metric.axis, estimate.mean, low, high))
     words = dict.fromkeys(("run", "label", "metric"), pl.String)
@@ -123,13 +124,20 @@ def bars(summary: Summary, names: tuple[str, ...]) -> pl.DataFrame:
 
 
 def dvc_bars(summary: Summary) -> pl.DataFrame:
-    """What `dvc plots` compares: the study's metric, accuracy, costs, speedup and efficiency, where there are any.
+    """What `dvc plots` compares: the study's metric, perplexity, accuracy, costs, speedup, efficiency: those it has.
 
     One panel a metric, so that a study without scaling has no empty chart of it. Columns as of `bars`.
     """
     pace = speed(summary.labelled)
     names = dict.fromkeys(
-        (summary.results.study.metric, "test_accuracy", pace, "peak_memory_gib", "activation_mib")
+        (
+            summary.results.study.metric,
+            "test_perplexity",
+            "test_accuracy",
+            pace,
+            "peak_memory_gib",
+            "activation_mib",
+        )
     )
     parts = [bars(summary, tuple(names))]
     for axis, efficiency in (("speedup (×)", False), ("efficiency (%)", True)):

@@ -16,6 +16,9 @@ from metrics import checks, columns, files
 from metrics.checks import ResultsError
 from metrics.measures import AXES
 
+# Keys of study.json that are kept as they are there.
+KEPT = ("hypothesis", "budget", "margin", "grid", "chosen_from", "to_beat")
+
 
 @dataclass(frozen=True)
 class Study:
@@ -43,6 +46,9 @@ class Study:
     perplexity_at: tuple[int, ...] = ()  # steps done
     targets: tuple[float, ...] = ()  # validation losses, the time to which is asked
     left_out: tuple[str, ...] = ()  # runs of the study that `only` does not choose
+    to_beat: dict[str, Any] = field(
+        default_factory=dict
+    )  # measure, value, says, not_comparable: from outside
 
     @property
     def follows_course(self) -> bool:
@@ -177,7 +183,7 @@ def _study(path: Path) -> Study:
         raise ResultsError(f"{path}: axis must be one of {', '.join(AXES)}, got {axis!r}")
     values = {key: raw[key] for key in keys if key not in ("study", "seeds")}
     more = {"scaling": raw.get("scaling", {}), "criteria": tuple(raw.get("criteria", ()))}
-    more |= {key: raw[key] for key in ("hypothesis", "budget", "margin", "grid", "chosen_from") if key in raw}
+    more |= {key: raw[key] for key in KEPT if key in raw}
     more |= {key: tuple(raw.get(key, ())) for key in ("own_budget", "perplexity_at", "targets", "left_out")}
     against = raw.get("falsified_by") or {}
     more["falsified_by"] = {"says": against} if isinstance(against, str) else against

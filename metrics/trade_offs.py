@@ -1,18 +1,22 @@
-"""Quality, speed and memory of every run side by side, and which runs no other run beats in all of them.
+"""Quality, speed and memory of every run side by side, which runs no other run beats in all of them, and which need
+the least memory, at what price.
 
-A frame only; must not write files, and must not rank a run that is not comparable.
+Figures only; must not write files, and must not rank a run that is not comparable.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from metrics.measures import METRICS, speed
-from metrics.summary import RunSummary, Summary, summarize
-from metrics.words import number, short
+from metrics.statistics import Estimate, Ratio, mean_interval
+from metrics.summary import RunSummary, Summary, seed_values, summarize
+from metrics.words import WORTH_SAYING, number, short
+
+Values = dict[str, dict[int, float]]  # run → seed → value
 
 SCHEMA = {
     "run": pl.String,
@@ -66,6 +70,73 @@ def trade_offs(summary: Summary, quality: str = "", pace: str = "") -> pl.DataFr
             )
         )
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One run among those of the study by its peak memory. Differences are to the baseline, over paired seeds."""
+
+    rank: int  # 1 has the least; equal peaks share one
+    run: str
+    peak: float  # GiB, mean over seeds
+    saved: float | None  # GiB less than the baseline; None of the baseline itself
+    ratio: Ratio | None  # of peaks
+    quality: Estimate | None
+    difference: Estimate | None
+    per_gib_saved: Estimate | None  # the difference for each GiB that it has less, where it has less …
+    per_gib_more: Estimate | None  # … and for each that it has more
+
+
+def natural(summary: Summary) -> str:
+    """What its quality is commonly told in: perplexity of text, accuracy of classifiers; else the study's metric."""
+    name = "test_accuracy" if summary.labelled else "test_perplexity"
+    return name if any(run.estimates[name] for run in summary.comparable) else summary.results.study.metric
+
+
+def by_memory(summary: Summary) -> tuple[Ranked, ...]:
+    """Comparable runs, least peak memory first; none where all peaks are within WORTH_SAYING of each other.
+
+    A run whose peak is so near the baseline's has no difference a GiB: it would be one of next to nothing.
+    """
+    summary = _over_shared_seeds(summary)
+    runs = [run for run in summary.comparable if not run.costs_not_comparable]
+    peaks = {run.run: _cost(run, "peak_memory_gib") for run in runs if _known(run, "peak_memory_gib")}
+    if not peaks or max(peaks.values()) < (1 + WORTH_SAYING) * min(peaks.values()):
+        return ()
+    ranks = sorted(peaks.values())
+    values = {name: seed_values(summary.results, name) for name in (natural(summary), "peak_memory_gib")}
+    return tuple(
+        _ranked(summary, summary.of(run), 1 + ranks.index(peaks[run]), *values.values())
+        for run in sorted(peaks, key=peaks.__getitem__)
+    )
+
+
+def _ranked(summary: Summary, run: RunSummary, rank: int, quality: Values, memory: Values) -> Ranked:
+    name, base = run.run, summary.results.study.baseline
+    peak, estimate = _cost(run, "peak_memory_gib"), run.estimates[natural(summary)]
+    seeds = sorted(memory[name].keys() & memory[base].keys())
+    if name == base or not seeds:
+        return Ranked(rank, name, peak, None, None, estimate, None, None, None)
+    saved = {seed: memory[base][seed] - memory[name][seed] for seed in seeds}
+    changed = {
+        seed: quality[name][seed] - quality[base][seed]
+        for seed in seeds
+        if seed in quality[name] and seed in quality[base]
+    }
+    mean = sum(saved.values()) / len(seeds)
+    far = abs(mean) >= WORTH_SAYING * (peak + mean) and bool(changed)
+    each = mean_interval([change / abs(saved[seed]) for seed, change in changed.items()]) if far else None
+    return Ranked(
+        rank,
+        name,
+        peak,
+        mean,
+        run.ratios["peak_memory_gib"],
+        estimate,
+        mean_interval(list(changed.values())) if changed else None,
+        each if mean > 0 else None,
+        each if mean < 0 else None,
+    )
 
 
 def _over_shared_seeds(summary: Summary) -> Summary:

@@ -13,11 +13,12 @@ from metrics.grid_results import grid_frame
 from metrics.measures import METRICS, speed
 from metrics.scaling import scaling_points
 from metrics.summary import Summary
-from metrics.trade_offs import trade_offs
+from metrics.trade_offs import natural, trade_offs
 from metrics.words import short
 from plots import attention_charts, charts, gradient_charts, grid_charts, scaling_charts
 from plots.svg import svg
 
+FROM_ZERO = ("test_perplexity",)  # bars, where others are points on an axis that need not start there
 BARS = ("peak_memory_gib", "activation_mib")
 NORM = "activation_norm_"  # columns of steps.csv, each with the number of its block
 MOST_BLOCKS = 4  # more than that: the first, the middle and the last
@@ -100,10 +101,11 @@ def _comparisons(summary: Summary) -> list[Drawn]:
     left_out = _left_out(summary)
     drawn = []
     pace = speed(summary.labelled)
-    for name in (summary.results.study.metric, pace, *BARS):
+    # A loss is commonly told as perplexity, whose runs all have the same tokens: a study's data are not a run's.
+    for name in dict.fromkeys((summary.results.study.metric, natural(summary), pace, *BARS)):
         frame, one = bars(summary, (name,)), summary.measure(name)
         if not frame.is_empty():
-            draw = charts.costs if one.cost else charts.intervals
+            draw = charts.costs if one.cost or name in FROM_ZERO else charts.intervals
             title = f"{_capital(one.label)}, mean and 95 % interval"
             chart = draw(frame, title, _better(one.axis, one.better), runs)
             drawn.append(Drawn(name, title, chart, left_out))

@@ -10,12 +10,13 @@ from metrics.counting import any_prunes
 from metrics.criteria import criteria
 from metrics.epochs import best_by, mean_epochs
 from metrics.measures import COUNTED, METRICS, Metric
+from metrics.outside import outside
 from metrics.pruning import layers
 from metrics.ranking import ranking
 from metrics.scaling import PARTS, TOGETHER, Scaling, scalings
 from metrics.statistics import Estimate, Ratio
 from metrics.summary import RunSummary, Summary
-from metrics.words import number, with_interval
+from metrics.words import difference, number, p_value, with_interval
 
 Table = tuple[list[str], list[list[str]]]  # heads, rows of cells
 Captioned = tuple[str, Table]
@@ -66,6 +67,28 @@ def criteria_tables(summary: Summary) -> list[Captioned]:
     """Run, measure, value, what was wanted, pass or fail: a row a criterion; nothing for a study without any."""
     rows = [[one.run, one.metric.label, one.shown, one.bound, one.result] for one in criteria(summary)]
     return [(CRITERIA, (["run", "measure", "value", "wanted", "result"], rows))] if rows else []
+
+
+def outside_tables(summary: Summary) -> list[Captioned]:
+    """Each run's distance to the figure that the study declares to beat; nothing where it is not comparable."""
+    found = outside(summary)
+    if not found or not found.comparisons:
+        return []
+    factor = found.metric.factor
+    rows = [
+        [
+            run,
+            with_interval(found.estimates[run].times(factor)),
+            difference(one.estimate, found.metric),
+            p_value(one.p_holm),
+            one.verdict or "no verdict",
+        ]
+        for run, one in found.comparisons.items()
+    ]
+    caption = (
+        f"To beat: {found.figure}, {found.says}; 95 % interval over seeds, p Holm-adjusted over the runs"
+    )
+    return [(caption, (["run", found.metric.axis, "difference", "p", "verdict"], rows))]
 
 
 def batch_tables(summary: Summary) -> list[Captioned]:

@@ -18,13 +18,14 @@ from metrics.summary import Summary
 from metrics.words import footnotes, headline, number
 from plots.course_tables import course_tables
 from plots.figures import Figure, comparisons, of_scaling, over_steps
-from plots.measured_tables import measured_tables
+from plots.measured_tables import measured_tables, memory_tables
 from plots.outcome_tables import (
     Table,
     criteria_tables,
     epoch_caption,
     epoch_tables,
     optimizer_tables,
+    outside_tables,
     scaling_tables,
     sparsity_tables,
 )
@@ -49,9 +50,11 @@ def html(summary: Summary) -> str:
         findings=_findings(summary),
         quality=_table(quality_table(summary, full=True), quality, anchors=True, aside=_aside(summary)),
         cost=_table(cost_table(summary, full=True), cost, aside=_aside(summary)),
-        criteria=_captioned("Criteria", criteria_tables(summary)),
+        criteria=_captioned("Criteria", criteria_tables(summary))
+        + _captioned("To beat", outside_tables(summary)),
         optimizers=_captioned("Optimizers", optimizer_tables(summary)),
         scaling=_scaling(summary),
+        memory=_captioned("Memory", memory_tables(summary)),
         measured=_captioned("Inference and machine", measured_tables(summary, wide=True)),
         notes=_list([escape(note) for note in footnotes(summary)]),
         marks=_marks(summary),

@@ -25,13 +25,14 @@ from metrics.words import (
     with_interval,
 )
 from plots.course_tables import course_tables
-from plots.measured_tables import measured_tables
+from plots.measured_tables import measured_tables, memory_tables
 from plots.outcome_tables import (
     Captioned,
     Table,
     batch_tables,
     criteria_tables,
     optimizer_tables,
+    outside_tables,
     ranking_tables,
     ratio_text,
     scaling_tables,
@@ -188,13 +189,19 @@ def hypothesis_lines(summary: Summary) -> list[str]:
 
 
 def outcome_tables(summary: Summary, wide: bool = False) -> list[Captioned]:
-    """Of criteria, choices, batches, optimizers, scaling, latency, machine and course those that the study has."""
+    """Those that the study has of criteria, a figure to beat, choices, batches, optimizers, scaling, memory, latency,
+    machine and course.
+
+    wide: where there is room for every figure.
+    """
     return [
         *criteria_tables(summary),
+        *outside_tables(summary),
         *ranking_tables(summary),
         *batch_tables(summary),
         *optimizer_tables(summary),
         *scaling_tables(summary, wide),
+        *(memory_tables(summary) if wide else []),
         *measured_tables(summary, wide),
         *course_tables(summary),
     ]

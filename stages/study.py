@@ -26,9 +26,10 @@ from metrics.measures import (
 
 STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "seeds": list, "runs": dict}
 # Study keys that may be left out, with their defaults.
-OPTIONAL = {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": []}
+OPTIONAL = {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": [], "to_beat": {}}
 PLANNED = ("study", "run", "seed")  # settings that the plan fills in
 BOUNDS = ("at_least", "at_most")
+TO_BEAT = ("measure", "value", "says")  # and not_comparable, which says why
 IMAGINABLE = 2  # efficiency that no run has, whatever its caches hold; a bound beyond it decides nothing
 
 
@@ -68,6 +69,7 @@ def study_problems(study: dict, dataset: object) -> list[str]:
         *problems,
         *scaled,
         *_criteria_problems(study["criteria"], runs, () if scaled else study["scaling"], _labelled(dataset)),
+        *_to_beat_problems(study["to_beat"], _labelled(dataset)),
     ]
 
 
@@ -192,7 +194,8 @@ def _criteria_problems(criteria: object, runs: dict, scaling: Iterable[str], lab
                 yield from one_of(f"{where}.{key}", one[key], runs, "one of the runs")
         yield from _ratio_and_target_problems(where, one)
         if "measure" in one and one["measure"] != TO_TARGET:
-            yield from _measure_problems(f"{where}.measure", one["measure"], labelled)
+            more = (STEADY, *SCALING_MEASURES)
+            yield from _measure_problems(f"{where}.measure", one["measure"], labelled, more)
             if one["measure"] in SCALING_MEASURES and one.get("run") not in list(scaling):
                 yield f"{where}.measure = {one['measure']!r}: scaling does not declare {one.get('run')!r}"
         more = "".join(f", {key} {one[key]}" for key in ("against", "target") if key in one)
@@ -216,14 +219,36 @@ def _ratio_and_target_problems(where: str, one: dict) -> Iterator[str]:
         yield f"{where}.target: goes with measure = {TO_TARGET!r}"
 
 
-def _measure_problems(where: str, name: object, labelled: bool) -> Iterator[str]:
-    """Unless it is what the runs of the study's data set have."""
-    known = (*measured(labelled), STEADY, *SCALING_MEASURES)
+def _measure_problems(where: str, name: object, labelled: bool, more: tuple[str, ...] = ()) -> Iterator[str]:
+    """Unless it is what the runs of the study's data set have, or one of `more`."""
+    known = (*measured(labelled), *more)
     if isinstance(name, str) and name in METRICS and name not in measured(labelled):
         runs = "classifiers have none" if labelled else "runs on text have none"
         yield f"{where} = {name!r}: {runs}; must be one of {', '.join(known)}"
     else:
         yield from one_of(where, name, known)
+
+
+def _to_beat_problems(declared: object, labelled: bool) -> Iterator[str]:
+    """Problems with the key `to_beat`: a figure from outside, whose it is, and why no run is held to it."""
+    if not isinstance(declared, dict):
+        yield f"to_beat = {declared!r}: must be a mapping with {', '.join(TO_BEAT)}"
+        return
+    if not declared:
+        return
+    yield from key_problems("to_beat", declared, (*TO_BEAT, "not_comparable"), TO_BEAT)
+    for key, what in (("says", "whose figure it is, and of what"), ("not_comparable", "why it is not")):
+        if key in declared and not (isinstance(declared[key], str) and declared[key].strip()):
+            yield f"to_beat.{key} = {declared[key]!r}: must be text that says {what}"
+    name, value = declared.get("measure"), declared.get("value")
+    if "measure" in declared:
+        yield from _measure_problems("to_beat.measure", name, labelled)
+    if "value" not in declared:
+        return
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        yield f"to_beat.value = {value!r}: must be a number above 0"
+    elif isinstance(name, str) and name in METRICS and METRICS[name].unit == "%" and value > 1:
+        yield f"to_beat.value = {value!r}: must be a share from 0 to 1 ({value / 100:g} for {value:g} %)"
 
 
 def bound_problems(where: str, one: dict, is_ratio: bool = False) -> Iterator[str]:

@@ -72,6 +72,10 @@ def test_a_changed_lr_reruns_only_the_runs_that_inherit_it(sandbox, first):
     diff = sandbox.run("dvc", "metrics", "diff", "--md")
     changed = {line.split("|")[1].strip() for line in diff.splitlines() if "test_loss" in line}
     assert changed == {"reports/tiny/metrics/base.json"}, diff
+    told = sandbox.run("python", "-m", "stages.history", "tiny")
+    experiment = re.search(r"(\S+), \S+: experiment from \w{7}\n", told)
+    assert experiment and re.search(rf"{experiment[1]} .* base ", told), told
+    assert not re.search(rf"{experiment[1]} .* own_lr ", told), told
 
 
 @pytest.fixture(scope="module")

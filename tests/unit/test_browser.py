@@ -41,7 +41,7 @@ def test_the_report_is_whole_and_fits(page, width):
     seen = browser.ask(page, LOOK, width)
     assert seen["width"] <= width  # tables scroll inside; the page does not
     assert seen["outside"] == []
-    assert len(seen["svgs"]) == page.count("<svg") == 10
+    assert len(seen["svgs"]) == page.count("<svg") == 11
     for left, right, height in seen["svgs"]:
         assert left >= 0 and right <= width and right - left > 250 and height > 60
     assert seen["smallest"] >= 9
@@ -97,8 +97,8 @@ def test_a_picture_of_a_report(page, tmp_path, capsys):
         )
         for where, edge in (("figure", "bottom"), ("figure", "top"))
     )
-    # Five charts compare, and then come those over steps.
-    assert 800 < max(bottoms[:5]) <= int.from_bytes(head[20:24], "big") <= min(tops[5:])
+    # Six charts compare, and then come those over steps.
+    assert 800 < max(bottoms[:6]) <= int.from_bytes(head[20:24], "big") <= min(tops[6:])
     assert capsys.readouterr().out.strip() == str(drawn)
 
 

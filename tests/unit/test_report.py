@@ -43,8 +43,8 @@ def test_report_stands_alone(study, page):
     assert links <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"<(script|link|img|iframe)\b|@import|url\((?!#)", page)
     assert len(page.encode()) < 2_000_000
-    # Quality, three costs, the trade-off; two losses, lr, gradient norm, activations of one block.
-    assert page.count("<svg") == page.count('role="img" aria-label="Chart: ') == 10
+    # Quality, perplexity, three costs, the trade-off; two losses, lr, gradient norm, activations of one block.
+    assert page.count("<svg") == page.count('role="img" aria-label="Chart: ') == 11
     assert words.headline(study) in _text(page)
     for sentence in (words.verdict_sentence(study, run) for run in study.runs if run.comparison):
         assert sentence in _text(page)
@@ -53,7 +53,7 @@ def test_report_stands_alone(study, page):
 def test_report_of_thirty_runs_stays_under_two_megabytes(tmp_path):
     results = write_study(tmp_path, seeds=(1,), runs={f"run_{i}": {} for i in range(30)}, baseline="run_0")
     page = report.html(summary.summarize(rows.read(results)))
-    assert page.count("<svg") == 10
+    assert page.count("<svg") == 11
     assert len(page.encode()) < 2_000_000
 
 

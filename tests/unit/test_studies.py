@@ -304,7 +304,7 @@ def test_accuracy_is_the_metric_of_labelled_data_only(metric):
         "seeds": [1],
         "runs": {"a": {}},
     }
-    study |= {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": []}
+    study |= {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": [], "to_beat": {}}
     assert study_problems(study, "ag_news") == []
     assert study_problems(study, "wikitext2") == [
         f"metric = '{metric}': must be one of test_loss, val_loss; of labelled data only (dataset = 'wikitext2' is "
