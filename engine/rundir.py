@@ -6,7 +6,7 @@
         and, of a run with sample_tokens, samples.jsonl; with profile_steps, trace.json.gz  profile.json; with
         scaling_probe_steps, scaling.json; with noise_scale_interval, noise_scale.csv; with attention_sequences,
         attention.csv; with latency_lengths, latency.json; with monitor_interval, device.csv; with pruning,
-        sparsity.csv
+        sparsity.csv; where stages/train.py started it, output.log
 
 `metrics.json` is written last and removed first: a directory without it is an incomplete run. It says whose it is;
 of a run that a guard stopped it says that and no more, and there is no model.
@@ -27,7 +27,17 @@ import tomli_w
 from engine.config import Config, tables
 from engine.errors import ConfigError
 
+OUTPUT = "output.log"
 MOST_NAMED = 8  # runs of a study, where one of them is asked for
+
+
+def only_mine(file) -> bool:
+    """Lock an open file until it is closed; False where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -36,14 +46,12 @@ def only_writer(directory: Path):
     directory.parent.mkdir(parents=True, exist_ok=True)
     lock = directory.parent / f".{directory.name}.lock"
     with lock.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not only_mine(handle):
             handle.seek(0)
             raise ConfigError(
                 f"process {handle.read().strip() or '?'} is writing it; wait for it, or stop it first",
                 str(directory),
-            ) from None
+            )
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
@@ -113,12 +121,30 @@ def _nearest(directory: Path) -> str:
 
 
 def make_anew(directory: Path) -> None:
-    """Make the directory with nothing in it but an empty events.jsonl; what looks complete goes first."""
+    """Make the directory with nothing in it but an empty events.jsonl, and OUTPUT where that is being kept.
+
+    What looks complete goes first.
+    """
     if directory.exists():
         (directory / "metrics.json").unlink(missing_ok=True)
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     (directory / "events.jsonl").touch()
+    _link_output(directory)
+
+
+def output_beside(directory: Path) -> Path:
+    """Where what the run prints is kept while it has not ended; this and OUTPUT are then one file."""
+    return directory.parent / f".{directory.name}.log"
+
+
+def _link_output(directory: Path) -> None:
+    path = output_beside(directory)
+    with contextlib.suppress(OSError):  # there is none, or no links on this file system
+        with path.open("rb") as file:
+            if only_mine(file):
+                return  # left by a process that is gone
+        os.link(path, directory / OUTPUT)
 
 
 def write_json(path: Path, value) -> None:
