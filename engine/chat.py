@@ -13,6 +13,7 @@ brackets says how many. The persona always stays.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,13 +24,12 @@ from engine import parallel
 from engine.config import Config, Parallel
 from engine.data.dialogue_tokens import SPECIALS, Encoder
 from engine.errors import ConfigError, command
-from engine.generate import Sampling, opened
+from engine.generate import CHATBOT, Sampling, opened
 from engine.models.attention import Cache
 from engine.models.gpt import Layout
 from engine.pretrained import finished
 from engine.step import autocast
 
-MODEL = "double_heads"
 REPLY_TOKENS = 40  # at most
 TEMPERATURE, TOP_P = 0.9, 0.7
 USER, BOT = "user", "bot"
@@ -147,8 +147,8 @@ def open_run(directory: Path) -> tuple[Config, Encoder, torch.nn.Module]:
     Raises ConfigError for a run of another model, and as engine.generate.opened does.
     """
     config = finished(directory)
-    if config.model.model != MODEL:
-        problem = f"model = {config.model.model!r}: it was not trained on dialogues; a {MODEL!r} was"
+    if config.model.model != CHATBOT:
+        problem = f"model = {config.model.model!r}: it was not trained on dialogues; a {CHATBOT!r} was"
         more = "; engine.generate lets this one write" if config.model.model == "gpt" else ""
         raise ConfigError(problem + more, str(directory))
     tokenizer, model = opened(directory, config, len(SPECIALS))
@@ -201,7 +201,7 @@ def converse(chat: Chat, lines: Iterable[str], *, echo: bool) -> None:
 
 def rules(temperature: float, top_p: float | None) -> Sampling:
     """How a token is chosen; a top_p that is not given is TOP_P where it would do something."""
-    if temperature <= 0:
+    if -math.inf < temperature <= 0:
         return Sampling(temperature=0.0, top_p=1.0 if top_p is None else top_p)
     return Sampling(temperature=temperature, top_p=TOP_P if top_p is None else top_p)
 

@@ -23,6 +23,9 @@ from engine.pretrained import VOCABULARY_ROWS, finished, read_weights, true_rows
 from engine.step import autocast
 from engine.tasks import next_token
 
+CHATBOT = "double_heads"  # the model that engine.chat lets answer
+SMALLEST, LARGEST = 1e-6, 1e6  # of what logits are divided by: fp32 has room for both
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -38,14 +41,21 @@ class Sampling:
     def problems(self, vocabulary_size: int) -> list[str]:
         """Values that are out of range or would do nothing."""
         greedy = self.temperature == 0
+        between = f"from {SMALLEST:g} to {LARGEST:g}"
         checks = [
-            (self.temperature < 0, f"temperature = {self.temperature}: must be ≥ 0"),
+            (
+                not (greedy or SMALLEST <= self.temperature <= LARGEST),
+                f"temperature = {self.temperature}: must be 0, or {between}",
+            ),
             (
                 not 0 <= self.top_k <= vocabulary_size,
                 f"top_k = {self.top_k}: must be from 0 to the vocabulary's {vocabulary_size}",
             ),
             (not 0 < self.top_p <= 1, f"top_p = {self.top_p}: must be > 0 and ≤ 1"),
-            (self.repetition_penalty <= 0, f"repetition_penalty = {self.repetition_penalty}: must be > 0"),
+            (
+                not SMALLEST <= self.repetition_penalty <= LARGEST,
+                f"repetition_penalty = {self.repetition_penalty}: must be {between}",
+            ),
             (greedy and self.top_k, f"top_k = {self.top_k}: would do nothing with temperature = 0"),
             (greedy and self.top_p != 1, f"top_p = {self.top_p}: would do nothing with temperature = 0"),
         ]
@@ -65,7 +75,9 @@ class Sampling:
             ordered[:, self.top_k :] = float("-inf")
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # of all that are more probable
-        kept = probabilities.masked_fill(before >= self.top_p, 0.0)
+        left_out = before >= self.top_p
+        left_out[:, 0] = False  # however small top_p is
+        kept = probabilities.masked_fill(left_out, 0.0)
         return torch.zeros_like(logits).scatter(1, tokens, kept / kept.sum(-1, keepdim=True))
 
 
@@ -100,6 +112,9 @@ def open_run(directory: Path) -> tuple[Config, object, torch.nn.Module]:
     changed or not the model's.
     """
     config = finished(directory)
+    if config.model.model == CHATBOT:
+        problem = "it answers turns of a dialogue: `python -m engine.chat` does that with this run"
+        raise ConfigError(f"model = {CHATBOT!r}: {problem}", str(directory))
     if tasks.of(config) is not next_token:
         raise ConfigError(f"model = {config.model.model!r}: it writes no text; a 'gpt' does", str(directory))
     return config, *opened(directory, config)

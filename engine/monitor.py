@@ -65,11 +65,8 @@ def gpu_reader(device: torch.device) -> tuple[Reader | None, str]:
     """How to read the GPU, and if it cannot be, why not; neither on a CPU."""
     if device.type != "cuda":
         return None, ""
-    properties = torch.cuda.get_device_properties(device)
-    place = (getattr(properties, f"pci_{part}_id", 0) for part in ("domain", "bus", "device"))
     try:
-        bus = "{:08X}:{:02X}:{:02X}.0".format(*place)
-        gpu = Gpu(str(getattr(properties, "uuid", "")), bus)
+        gpu = Gpu.of(torch.cuda.get_device_properties(device))
         gpu.read()
         return gpu.read, ""
     except (NvmlError, AttributeError) as error:  # a driver that is too old has not all functions

@@ -12,6 +12,7 @@ GIB = 2**30
 THERMAL = 0x20 | 0x40  # software's slowdown for temperature, and hardware's
 POWER_CAP = 0x04
 SM_CLOCK, GPU_TEMPERATURE = 1, 0
+VERSION_BYTES = 96  # nvml.h has 80 at most
 
 
 class NvmlError(Exception):
@@ -52,6 +53,28 @@ class Gpu:
             if not codes[-1]:
                 return
         raise NvmlError(f"NVML knows no GPU {uuid} and none at {bus} (codes {', '.join(map(str, codes))})")
+
+    @classmethod
+    def of(cls, properties, library=None) -> "Gpu":
+        """The GPU with these `properties`, as torch.cuda.get_device_properties tells them. Raises NvmlError."""
+        place = (getattr(properties, f"pci_{part}_id", 0) for part in ("domain", "bus", "device"))
+        return cls(
+            str(getattr(properties, "uuid", "")), "{:08X}:{:02X}:{:02X}.0".format(*place), library=library
+        )
+
+    def installed(self) -> dict[str, str | int | None]:
+        """How the GPU is installed: its driver, and its link to the host; None for what it cannot say.
+
+        The generation is the highest that the GPU and its slot can have together: it is lower while the link rests.
+        The width is what the link has now.
+        """
+        nvml, number, text = self._library, ctypes.c_uint, ctypes.create_string_buffer(VERSION_BYTES)
+        failed = nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(VERSION_BYTES))
+        return {
+            "driver_version": None if failed else text.value.decode("ascii", "replace"),
+            "pcie_generation": self._asked(nvml.nvmlDeviceGetMaxPcieLinkGeneration, number(), "value"),
+            "pcie_width": self._asked(nvml.nvmlDeviceGetCurrPcieLinkWidth, number(), "value"),
+        }
 
     def read(self) -> dict[str, float | None]:
         """What the GPU does now; None for what it cannot say."""

@@ -3,7 +3,6 @@
 It must not decide anything about the run; it only looks.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +19,14 @@ from engine import (
     pretrained,
     random_replay,
     runtime,
-    schedule,
     step_graph,
 )
 from engine.config import Config
 from engine.ledger import Line
 from engine.operations import Operations
-from engine.optimizers import groups
 from engine.parallel import Ranks
 from engine.step import AUTOCAST
 
-FLOAT32 = 1e-6  # relative: a learning rate that is a tensor has 24 bits
 DTYPES = {"fp32": torch.float32, **AUTOCAST}
 
 
@@ -78,7 +74,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *compiling.lines(config.compile, seen.operations.graph_replays),
         *step_graph.lines(run.step.graph, config.compile.step_graph, run.steps_here),
         *data(config, run, model.drawn_with),
-        learning_rate(config, run.optimizer, run.steps_taken),
+        run.rates.line(run.steps_taken - 1),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
         *run.shards.lines(),
@@ -109,26 +105,6 @@ def launch(config: Config, seen: Observed, device: torch.device) -> list[Line]:
             processes in (0, size),
         ),
     ]
-
-
-def learning_rate(config: Config, optimizer, steps_taken: int) -> Line:
-    """What the optimizer's groups had at the newest step, against the schedule and what lr_rule makes of lr."""
-    o, b, peak = config.optimizer, config.training.batch_size, config.peak_lr
-    scale = schedule.of_step(config.schedule, steps_taken - 1, config.training.steps)
-    exact = FLOAT32 if config.compile.step_graph else 1e-9
-    factor = {groups.MATRICES: o.muon_lr / o.lr} if o.optimizer == "muon" else {}
-    found = [float(group["lr"]) / factor.get(group["name"], 1.0) for group in optimizer.param_groups]
-    more = "".join(f"; times {f:g} in the group {name}" for name, f in factor.items())
-    rule = (
-        f" = {o.lr:g} × {'√' * (o.lr_rule == 'sqrt')}({b} / {o.lr_batch_size})" if o.lr_rule != "none" else ""
-    )
-    return Line(
-        "lr",
-        f"{peak:g}{rule}",
-        " and ".join(sorted({f"{lr / scale:g}" if scale else f"{lr:g} × 0" for lr in found})),
-        f"param_groups at step {steps_taken - 1}, where the schedule has {scale:g} of its peak{more}",
-        all(math.isclose(lr, peak * scale, rel_tol=exact) for lr in found),
-    )
 
 
 def batch(config: Config, seen: Observed, targets: int, length: int) -> list[Line]:

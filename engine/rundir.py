@@ -6,7 +6,7 @@
         and, of a run with sample_tokens, samples.jsonl; with profile_steps, trace.json.gz  profile.json; with
         scaling_probe_steps, scaling.json; with noise_scale_interval, noise_scale.csv; with attention_sequences,
         attention.csv; with latency_lengths, latency.json; with monitor_interval, device.csv; with pruning,
-        sparsity.csv
+        sparsity.csv; where stages/train.py started it, output.log
 
 `metrics.json` is written last and removed first: a directory without it is an incomplete run. It says whose it is;
 of a run that a guard stopped it says that and no more, and there is no model.
@@ -14,6 +14,7 @@ of a run that a guard stopped it says that and no more, and there is no model.
 
 import contextlib
 import csv
+import difflib
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,18 @@ import tomli_w
 from engine.config import Config, tables
 from engine.errors import ConfigError
 
+OUTPUT = "output.log"
+MOST_NAMED = 8  # runs of a study, where one of them is asked for
+
+
+def only_mine(file) -> bool:
+    """Lock an open file until it is closed; False where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
 
 @contextlib.contextmanager
 def only_writer(directory: Path):
@@ -33,14 +46,12 @@ def only_writer(directory: Path):
     directory.parent.mkdir(parents=True, exist_ok=True)
     lock = directory.parent / f".{directory.name}.lock"
     with lock.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not only_mine(handle):
             handle.seek(0)
             raise ConfigError(
                 f"process {handle.read().strip() or '?'} is writing it; wait for it, or stop it first",
                 str(directory),
-            ) from None
+            )
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
@@ -55,22 +66,85 @@ def identity(config: Config) -> dict:
 
 
 def read_outcome(directory: Path) -> dict:
-    """metrics.json of a run that ended, complete or diverged. Raises ConfigError if it did not."""
+    """metrics.json of a run that ended, complete or diverged.
+
+    Raises ConfigError if it did not, or the directory is not there or no run's; it says what may have been meant.
+    """
     try:
         return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            "no metrics.json: the run is not complete, so there is no final model", str(directory)
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(_why_no_outcome(directory), str(directory)) from None
+
+
+def _why_no_outcome(directory: Path) -> str:
+    if not directory.exists():
+        return "no such directory" + _nearest(directory)
+    if not directory.is_dir():
+        return "is a file; a run's directory is wanted"
+    if _is_run(directory):
+        return "no metrics.json: the run is not complete, so there is no final model"
+    if said := _runs_of(directory):
+        return f"is a study's directory; {said}"
+    if (directory / "configs").is_dir():
+        return "is a study's directory, of which no run was started; `dvc exp run` trains them"
+    return "is no run's directory: it has neither metrics.json nor config.toml"
+
+
+def _is_run(directory: Path) -> bool:
+    """What `make_anew` makes first, and what a run's directory has from its first step on."""
+    return any((directory / name).is_file() for name in ("events.jsonl", "config.toml", "metrics.json"))
+
+
+def _runs_of(study: Path) -> str:
+    """Which runs a study's directory has, in words; nothing if it has none."""
+    runs = [one for one in sorted(study.iterdir()) if one.is_dir() and _is_run(one)]
+    ended = [one for one in runs if (one / "metrics.json").is_file()]
+    names = [one.name for one in ended or runs]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    listed = ", ".join(names[:MOST_NAMED]) + more
+    if ended:
+        return f"its runs are {listed}: name one of them, as in {ended[0]}"
+    return f"none of its runs is complete: {listed}" if runs else ""
+
+
+def _nearest(directory: Path) -> str:
+    """Behind 'no such directory': the one with the nearest name, or what there is where it should have been."""
+    missing = directory
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    there = {one.name: one for one in missing.parent.iterdir() if one.is_dir()}
+    if near := difflib.get_close_matches(missing.name, there, n=1):
+        meant = there[near[0]] / directory.relative_to(missing)
+        return f" (nearest: {meant if meant.is_dir() else there[near[0]]})"
+    said = _runs_of(missing.parent) if missing == directory else ""
+    return f"; {missing.parent} is a study's directory: {said}" if said else ""
 
 
 def make_anew(directory: Path) -> None:
-    """Make the directory with nothing in it but an empty events.jsonl; what looks complete goes first."""
+    """Make the directory with nothing in it but an empty events.jsonl, and OUTPUT where that is being kept.
+
+    What looks complete goes first.
+    """
     if directory.exists():
         (directory / "metrics.json").unlink(missing_ok=True)
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
     (directory / "events.jsonl").touch()
+    _link_output(directory)
+
+
+def output_beside(directory: Path) -> Path:
+    """Where what the run prints is kept while it has not ended; this and OUTPUT are then one file."""
+    return directory.parent / f".{directory.name}.log"
+
+
+def _link_output(directory: Path) -> None:
+    path = output_beside(directory)
+    with contextlib.suppress(OSError):  # there is none, or no links on this file system
+        with path.open("rb") as file:
+            if only_mine(file):
+                return  # left by a process that is gone
+        os.link(path, directory / OUTPUT)
 
 
 def write_json(path: Path, value) -> None:

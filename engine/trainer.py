@@ -19,6 +19,7 @@ from engine import (
     parallel,
     preflight,
     probes,
+    rates,
     redrawn,
     rundir,
     runtime,
@@ -97,6 +98,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         self.pruner = Pruner(self.model, self.optimizer, config.pruning, steps=t.steps, seed=config.run.seed)
         self.sparsity = Sparsity(self.pruner, self.tokens_seen)
+        self.rates = rates.Seen(config, self.optimizer)
         self.step = Step(
             self.model,
             self.optimizer,
@@ -315,6 +317,7 @@ class Trainer:
 
     def _step(self, step: int, micro_batches) -> dict:
         measured = self.step(step, micro_batches)
+        self.rates.add(step)
         self.average.update()
         if self.step.ranked:
             self.pruner.mask_copies(self.average.held)

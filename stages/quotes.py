@@ -54,9 +54,10 @@ LEFT_BEHIND = (
     "*.safetensors",
     "tokenizer.json",
     "*.lock",
+    "*.log",
     "*.gz",
     ".gitignore",
-)  # models and traces are no rows
+)  # models, traces and what was printed are no rows
 AGAIN = "python -m stages.quotes --write"
 PART = "( epochs| tables| verdicts| findings| roadmap)?"
 QUOTE = re.compile(rf"<!-- quote: (\S+?){PART} -->\n(.*?)<!-- end of quote -->", re.DOTALL)

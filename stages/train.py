@@ -4,13 +4,14 @@
 
 First the study's checklist (stages/checklist.py), of which the run's directory keeps the lines. Starts one process,
 or torchrun where the run asks for several. On a terminal the engine's JSON lines become a live progress bar;
-elsewhere they are passed on, one line an interval. The engine's exit status becomes this one's, but for a run that
-diverged: that is a result, and the other runs of the study go on.
+elsewhere they are passed on, one line an interval. All that it prints is kept in the run's directory, as output.log.
+The engine's exit status becomes this one's, but for a run that diverged: that is a result, and the other runs of the
+study go on.
 """
 
 import json
-import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -19,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine import children
 from engine.config import load
 from engine.errors import ConfigError, command
-from engine.rundir import write_json
+from engine.rundir import identity, write_json
 from engine.train import DIVERGED
-from stages import checklist, progress
+from stages import checklist, output, progress
 
 
 def show(lines, console: Console, title: str, steps: int) -> None:
@@ -77,18 +78,19 @@ def main() -> None:
     if Path(path).with_name("study.json").is_file():
         so_far = progress.of_study(Path(path).parent)
         print(f"train: {config.run.run}, seed {config.run.seed}; {so_far}", file=sys.stderr, flush=True)
-    with children.start(
-        children.training(path, config.parallel.processes), stdout=subprocess.PIPE, text=True
-    ) as engine:
-        try:
-            lines = (said.append(is_divergence(line)) or line for line in engine.stdout)
-            show(lines, Console(), f"{config.run.run}, seed {config.run.seed}", config.training.steps)
-        except BaseException:
-            engine.terminate()
-            raise
+
+    def shown(lines: Iterable[str]) -> None:
+        lines = (said.append(is_divergence(line)) or line for line in lines)
+        show(lines, Console(), f"{config.run.run}, seed {config.run.seed}", config.training.steps)
+
+    with output.Kept(config.directory, identity(config)["config_sha256"]) as kept:
+        of_engine = output.run(children.training(path, config.parallel.processes), kept, shown)
+        own = status(of_engine, any(said))
+        if own == 0:
+            kept.ended()
     if checks and config.directory.is_dir():
         write_json(config.directory / checklist.FILE, checklist.as_rows(checks))
-    sys.exit(status(engine.returncode, any(said)))
+    sys.exit(own)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_the_study_of_two_heads(sandbox):
         ledger = json.loads((results / f"{run}-1/ledger.json").read_text())["entries"]
         assert [line["what"] for line in ledger if not line["agrees"]] == []
     peak = next(line for line in ledger if line["what"] == "lr")
-    assert peak["requested"] == "0.006 = 0.003 × (24 / 12)"
+    assert (peak["requested"], peak["in_effect"]) == ("0.006 = 0.003 × (24 / 12)", "0.006")
     assert [row["met"] for row in table(reports / "criteria.csv")] == ["yes", "no"]
     assert [row["chooser"] for row in table(reports / "choices.csv")] == ["chance", "TF-IDF ranker", *names]
     batches = {row["run"]: row for row in table(reports / "batches.csv")}

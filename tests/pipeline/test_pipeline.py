@@ -38,8 +38,12 @@ def test_the_first_run_trains_everything_and_ends_with_the_table(sandbox, first)
     assert sandbox.steps("own_lr-1")[0]["lr"] == "0.02"
 
 
-def test_without_a_terminal_progress_is_one_json_line_an_interval(first):
-    steps = [json.loads(line) for line in first.splitlines() if line.startswith('{"event": "step"')]
+def test_without_a_terminal_progress_is_one_json_line_an_interval(sandbox, first):
+    is_step = '{"event": "step"'
+    lines = [line for line in first.splitlines() if line.startswith(is_step)]
+    kept = (sandbox.path / f"results/tiny/{run}-1/output.log" for run in ("base", "own_lr"))
+    assert [x for log in kept for x in log.read_text().splitlines() if x.startswith(is_step)] == lines
+    steps = [json.loads(line) for line in lines]
     assert [(s["run"], s["step"]) for s in steps] == [("base", 2), ("base", 4), ("own_lr", 2), ("own_lr", 4)]
 
 

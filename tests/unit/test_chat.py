@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine import chat as command
+from engine import generate
 from engine.chat import Chat, Conversation, open_run, reply, rules
 from engine.data.dialogue_tokens import Encoder
 from engine.data.prepare import prepare
@@ -319,6 +320,23 @@ def test_values_out_of_range_are_all_named(run, monkeypatch, capsys):
         "  - top_p = 2.0: must be > 0 and ≤ 1",
         "  - tokens = 0: must be ≥ 1",
     ]
+
+
+@pytest.mark.parametrize("temperature", ["nan", "inf", "-inf"])
+def test_a_temperature_that_is_no_number_is_refused(run, monkeypatch, capsys, temperature):
+    message = refused(monkeypatch, capsys, run, "--persona", "persona.txt", f"--temperature={temperature}")
+    problem = f"  - temperature = {temperature}: must be 0, or from 1e-06 to 1e+06"
+    assert message.splitlines() == ["error: 1 problem:", problem]
+
+
+def test_generation_says_that_this_command_is_the_one(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", str(run), "--prompt", "a"])
+    with pytest.raises(SystemExit, match="2"):
+        generate.main()
+    assert (
+        "  - model = 'double_heads': it answers turns of a dialogue: `python -m engine.chat` does that"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_a_vocabulary_that_is_not_the_models_is_refused(run):

@@ -200,6 +200,24 @@ def test_another_machine_or_torch_makes_costs_not_comparable(results, key, value
     assert words.cost_sentence(study, sgd) == ""
 
 
+def test_what_only_newer_runs_tell_of_their_machine_is_no_difference(results):
+    """Rows from before env.json had these, beside rows that have them."""
+    judged = of(summarized(results))
+    new = {
+        "driver_version": "580.95.05",
+        "pcie_generation": 5,
+        "pcie_width": 16,
+        "git_engine_diff_sha256": "ab",
+    }
+    for seed in SEEDS:
+        change(results / f"sgd-{seed}" / "env.json", **new)
+    sgd = of(summarized(results))
+    assert (sgd.status, sgd.not_comparable, sgd.costs_not_comparable) == ("worse", (), ())
+    assert sgd.ratios == judged.ratios and set(sgd.ratios.values()) != {None}
+    page = report.html(summarized(results))
+    assert "driver version" in page and "580.95.05 (sgd-1, sgd-2, sgd-3)" in page
+
+
 def test_a_run_of_which_a_seed_diverged_is_not_judged_by_the_others(results):
     diverged = {"status": "diverged", "reason": "loss 9.1", "step": 41, "val_loss": 1.0}
     write_json(results / "sgd-2" / "metrics.json", diverged)

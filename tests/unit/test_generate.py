@@ -13,7 +13,7 @@ from engine import checkpoint, evaluate
 from engine import generate as command
 from engine.data.prepare import prepare
 from engine.errors import ConfigError
-from engine.generate import Sampling, encode_prompt, generate, open_run
+from engine.generate import LARGEST, SMALLEST, Sampling, encode_prompt, generate, open_run
 from engine.models.attention import Cache
 
 VOCABULARY = 37
@@ -139,6 +139,7 @@ NOTHING = torch.empty(1, 0, dtype=torch.int64)
         ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
         ({"top_k": 4}, [0.1, 0.4, 0.2, 0.3]),
         ({"top_p": 0.3}, [0, 1, 0, 0]),  # at least one token
+        ({"top_p": 1e-50}, [0, 1, 0, 0]),  # which fp32 does not have
         ({"top_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),  # the one that crosses 0.6 is in
         ({"top_p": 0.8}, [0, 4 / 9, 2 / 9, 3 / 9]),
         ({"top_p": 1.0}, [0.1, 0.4, 0.2, 0.3]),
@@ -174,16 +175,33 @@ def test_draws_follow_the_distribution():
 def test_values_out_of_range_or_without_effect_are_all_named():
     found = Sampling(temperature=-1.0, top_k=38, top_p=0.0, repetition_penalty=0.0).problems(37)
     assert found == [
-        "temperature = -1.0: must be ≥ 0",
+        "temperature = -1.0: must be 0, or from 1e-06 to 1e+06",
         "top_k = 38: must be from 0 to the vocabulary's 37",
         "top_p = 0.0: must be > 0 and ≤ 1",
-        "repetition_penalty = 0.0: must be > 0",
+        "repetition_penalty = 0.0: must be from 1e-06 to 1e+06",
     ]
     assert Sampling(temperature=0.0, top_k=3, top_p=0.5).problems(37) == [
         "top_k = 3: would do nothing with temperature = 0",
         "top_p = 0.5: would do nothing with temperature = 0",
     ]
     assert Sampling().problems(37) == []
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "top_p"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_what_is_no_number_is_refused(name, value):
+    [message] = Sampling(**{name: float(value)}).problems(37)
+    assert message.startswith(f"{name} = {value}: must be ")
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_the_ends_of_the_range_are_probabilities_and_beyond_them_is_refused(name):
+    large = torch.tensor([[100.0, -100.0, 0.0, 1.0]])
+    for value, beyond in ((SMALLEST, SMALLEST / 2), (LARGEST, LARGEST * 2)):
+        found = Sampling(**{name: value})
+        assert found.problems(4) == []
+        assert float(found.distribution(large, torch.tensor([[0, 1, 2]])).sum()) == pytest.approx(1)
+        assert len(Sampling(**{name: beyond}).problems(4)) == 1
 
 
 # --- the command
@@ -339,6 +357,13 @@ def test_the_command_names_every_problem(lab, monkeypatch, capsys):
         "  - top_p = 0.5: would do nothing with temperature = 0",
         "  - tokens = 0: must be ≥ 1",
         "  - samples = 2: with temperature = 0 all are the same",
+    ]
+    given = ["--temperature", "nan", "--repetition-penalty", "inf", "--top-p", "nan"]
+    assert refused(monkeypatch, capsys, run, "--prompt", "a", *given).splitlines() == [
+        "error: 3 problems:",
+        "  - temperature = nan: must be 0, or from 1e-06 to 1e+06",
+        "  - top_p = nan: must be > 0 and ≤ 1",
+        "  - repetition_penalty = inf: must be from 1e-06 to 1e+06",
     ]
     (run / "metrics.json").unlink()
     assert "the run is not complete" in refused(monkeypatch, capsys, run, "--prompt", "a")

@@ -3,6 +3,7 @@
 import ctypes
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ class Library:
     def _nvmlDeviceGetHandleByPciBusId_v2(self, bus, handle):  # noqa: N802
         return 0 if bus == b"00000000:3B:00.0" else 6
 
+    def _nvmlSystemGetDriverVersion(self, text, size):  # noqa: N802
+        text.value = b"580.95.05"
+        assert size.value == len(text)
+
+    def _nvmlDeviceGetMaxPcieLinkGeneration(self, _, place):  # noqa: N802
+        place._obj.value = 5
+
+    def _nvmlDeviceGetCurrPcieLinkWidth(self, _, place):  # noqa: N802
+        place._obj.value = 8
+
     def _nvmlDeviceGetMemoryInfo(self, _, place):  # noqa: N802
         place._obj.total, place._obj.free, place._obj.used = 80 * GIB, 74 * GIB, 6 * GIB
 
@@ -83,6 +94,24 @@ def test_a_gpu_is_read_by_the_drivers_own_library():
         "power_cap": 0,
     }
     assert tuple(found) == monitor.OF_GPU
+
+
+def test_how_a_gpu_is_installed_comes_from_the_same_library():
+    found = {"driver_version": "580.95.05", "pcie_generation": 5, "pcie_width": 8}
+    assert nvml.Gpu("abc", "", Library()).installed() == found
+    missing = (
+        "nvmlSystemGetDriverVersion",
+        "nvmlDeviceGetMaxPcieLinkGeneration",
+        "nvmlDeviceGetCurrPcieLinkWidth",
+    )
+    assert nvml.Gpu("abc", "", Library(missing=missing)).installed() == dict.fromkeys(found)
+
+
+def test_a_gpu_is_found_from_what_torch_knows_of_it():
+    known = SimpleNamespace(uuid="other", pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
+    library = Library()
+    assert nvml.Gpu.of(known, library).installed()["pcie_width"] == 8
+    assert library.asked.count("nvmlDeviceGetHandleByPciBusId_v2") == 1
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_every_group_follows_the_schedule_with_its_own_peak(lab):
     run = lab.train(**MUON, lr=0.002, muon_lr=0.05, warmup_steps=3, lr_rule="linear", lr_batch_size=2)
     lines = ledger(run)
     assert [what for what, line in lines.items() if not line["agrees"]] == []
-    assert lines["lr"]["requested"] == "0.004 = 0.002 × (4 / 2)"
+    assert (lines["lr"]["requested"], lines["lr"]["in_effect"]) == ("0.004 = 0.002 × (4 / 2)", "0.004")
     assert "times 25 in the group matrices" in lines["lr"]["how"]
     assert column(run, "lr")[2] == pytest.approx(0.004)
 

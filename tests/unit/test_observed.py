@@ -4,13 +4,11 @@ The ledger's other lines have such tests beside the module that owns the techniq
 """
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 from engine_runs import ledger, read_json, weights
 
-from engine import build, ladder, observed, pretrained, step, trainer
-from engine.config import resolve
+from engine import build, ladder, pretrained, step, trainer
 from engine.data.batches import Prefetcher
 from engine.models import gpt
 from engine.objectives import NextToken
@@ -67,6 +65,13 @@ BROKEN = {  # name: (settings, the part of the engine that is replaced, by what,
         "lr",
         "0.0003",
     ),
+    "lr_to_0": (
+        {"lr": 0.0006, "schedule": "linear", "min_lr_fraction": 0.0},
+        (trainer, "Step"),
+        lr_as_it_is,
+        "lr",
+        "0.0003",
+    ),
     "prefetch": ({"prefetch": 3}, (trainer, "Prefetcher"), one_ahead, "prefetch", "1"),
     "trace": ({"profile_steps": 1}, (Profiler, "step"), lambda *_: False, "profile_steps", "0"),
     "offload": ({"optimizer_offload": True}, (build, "offload"), lambda o: o, "optimizer_offload", "cpu"),
@@ -113,13 +118,3 @@ def test_memory_beyond_its_limit_is_told(lab, monkeypatch):
     monkeypatch.setattr(ladder, "check_limit", lambda *_: None)
     line = ledger(lab.train(memory_limit_gib=1e-5))["memory_limit_gib"]
     assert not line["agrees"] and (line["requested"], line["in_effect"]) == ("1e-05", peak)
-
-
-@pytest.mark.parametrize(
-    ("graph", "off", "agrees"), [(False, 1e-8, False), (True, 1e-8, True), (True, 1e-5, False)]
-)
-def test_only_a_learning_rate_that_is_a_tensor_may_be_rounded(graph, off, agrees):
-    """To the 24 bits of fp32; any other must be the schedule's own number."""
-    config = resolve({"lr": 0.01, "schedule": "constant", "warmup_steps": 0, "step_graph": graph}, "test")
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.01 * (1 + off), "name": "decay"}])
-    assert observed.learning_rate(config, optimizer, 5).agrees == agrees

@@ -30,7 +30,8 @@ def records(tmp_path_factory):
     root = tmp_path_factory.mktemp("records")
     results = write_study(root)
     (results / "adamw-1" / "model.safetensors").write_text("weights")
-    (results / ".sgd-1.lock").touch()
+    for left in (".sgd-1.lock", ".sgd-1.log", "adamw-1/output.log"):
+        (results / left).touch()
     quotes.keep(results, root / "records" / "fake")
     (root / "records" / "speed").mkdir()
     write_speed(root / ROWS)
@@ -169,7 +170,7 @@ def test_verdicts_have_no_table_of_seconds(tmp_path):
 def test_a_record_has_rows_and_no_models(root):
     kept = {path.name for path in (root / STUDY).rglob("*")}
     assert {"study.json", "metrics.json", "steps.csv", "sgd-1.json"} <= kept
-    assert not {"model.safetensors", ".sgd-1.lock"} & kept
+    assert not {"model.safetensors", ".sgd-1.lock", ".sgd-1.log", "output.log"} & kept
     assert (root / "records/fake/report/table.md").is_file() and (root / "records/speed/README.md").is_file()
     assert not (root / "records/fake/report/curves.csv").exists()
 
