@@ -20,6 +20,7 @@ from engine.rundir import toml, write_json
 from metrics.measures import amount
 from stages import checklist, presets, progress
 from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
+from stages.inputs import input_problems
 from stages.requirements import REQUIREMENTS, requirement_problems, restricted, selection_problem
 from stages.study import (
     OPTIONAL,
@@ -165,6 +166,8 @@ def main() -> None:
     study, configs = resolve_study(params)
     if problem := selection_problem(params):
         raise ConfigError(problem, str(PARAMS))
+    if problems := input_problems(configs):
+        raise ConfigError(problems, str(PARAMS))
     directory = Path("results") / study["study"] / "configs"
     directory.mkdir(parents=True, exist_ok=True)
     for name, config in configs.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.data.documents import Source
 from engine.data.hub import fetching
 from engine.data.parquet import column, columns
+from engine.data.places import OR_BY_NAME
 from engine.digest import sha256
 from engine.errors import ConfigError
 
@@ -30,7 +31,7 @@ def load(settings) -> Source:
         return Source(_fetch, {"name": f"{HUB}, {CONFIG}"})
     files = sorted(Path(settings.data_dir).expanduser().glob("*.parquet"))
     if not files:
-        raise ConfigError("there is no .parquet file", where=f"data_dir={settings.data_dir}")
+        raise ConfigError(f"there is no .parquet file{OR_BY_NAME}", where=f"data_dir={settings.data_dir}")
     return Source(
         lambda: (text for file in files for text in column(file, COLUMN)),
         {"sha256_files": {file.name: sha256(file) for file in files}},

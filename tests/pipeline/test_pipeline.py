@@ -115,7 +115,7 @@ def test_a_hand_edit_of_params_is_refused_not_lost(sandbox, first):
             "dropout=1.5": "dropout = 1.5: must be a number ≥ 0 and < 1",
         },
         {"momentum=0.5": "momentum = 0.5: would do nothing with optimizer = adamw; it needs optimizer = sgd"},
-        {"data_dir=/nowhere": "/nowhere/train.txt is missing"},
+        {"data_dir=/nowhere": "data_dir = '/nowhere': no such directory"},
     ],
     ids=["values", "effect", "data"],
 )
