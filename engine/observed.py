@@ -214,7 +214,8 @@ def data(config: Config, run, weights_seed: int) -> list[Line]:
             f"{run.task.amount(meta)}, vocabulary {meta['vocabulary_size']}; "
             f"{samples * run.task.tokens_per_sample(config)} tokens "
             f"consumed = {samples / order.samples_per_epoch:.2f} epochs"
-            + (f"; a stand-in for {other}" if (other := meta.get("stands_in_for")) else ""),
+            + (f"; a stand-in for {other}" if (other := meta.get("stands_in_for")) else "")
+            + (f"; unverified: {said}" if (said := meta.get("unverified")) else ""),
             meta["dataset"] == config.data.dataset,
         ),
         Line(

@@ -5,21 +5,19 @@ the vocabulary differ, because they mean nothing: they are left out of the sourc
 with two heads has more than a GPT has: engine/models/double_heads.py says what is done then, and so does the ledger.
 """
 
-import json
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
-from engine import vocabulary
+from engine import starts, vocabulary
 from engine.config import Model, load
 from engine.digest import sha256
 from engine.errors import ConfigError
 from engine.ledger import Line
 from engine.models import double_heads, gpt2
-from engine.rundir import read_outcome
+from engine.starts import WEIGHTS
 
-WEIGHTS = "model.safetensors"
 VOCABULARY_ROWS = ("token_embedding.weight", "head.weight")
 # Settings that decide what a model computes and that the shapes of its tensors may not show.
 FUNCTION = (
@@ -49,20 +47,16 @@ def load_into(model: nn.Module, settings: Model, tokens: Path | None = None) -> 
     Raises ConfigError with every problem: a directory that is neither kind, another vocabulary, settings that make
     another function of the weights, tensors that are missing, unknown or of another shape.
     """
-    directory = Path(settings.init_from)
+    directory, kind = Path(settings.init_from), starts.kind(settings.init_from)
     padded_to = 1
-    if (directory / "config.toml").is_file():
+    if kind == starts.RUN:
         theirs = finished(directory).model
         if tokens:
             vocabulary.require_same(directory, tokens)
-        kind, found = "a finished run", _of_run(directory, theirs, settings)
+        found = _of_run(directory, theirs, settings)
         padded_to = theirs.pad_vocabulary_to
-    elif (directory / "config.json").is_file():
-        kind, found = "a GPT-2 in Hugging Face format", _of_gpt2(directory, settings)
     else:
-        kinds = "neither a run's directory (config.toml) nor a Hugging Face model's (config.json)"
-        problem = kinds if directory.is_dir() else "no such directory"
-        raise ConfigError(problem, f"init_from = {settings.init_from!r}")
+        found = _of_gpt2(directory, settings)
     if settings.tie_embeddings:
         found.pop("head.weight", None)
     made = ""
@@ -117,12 +111,7 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
 
 def finished(directory: Path):
     """The configuration of a finished run. Raises ConfigError if it is not complete."""
-    metrics = read_outcome(directory)
-    if metrics["status"] != "complete":
-        raise ConfigError(
-            f"the run has {metrics['status']} at step {metrics['step']}, so there is no final model",
-            str(directory),
-        )
+    starts.require_complete(directory)
     return load(directory / "config.toml")
 
 
@@ -143,12 +132,7 @@ def _of_run(directory: Path, theirs: Model, settings: Model) -> dict[str, torch.
 
 def _of_gpt2(directory: Path, settings: Model) -> dict[str, torch.Tensor]:
     where = f"init_from = {settings.init_from!r}"
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"config.json is not valid JSON: {error}", where) from None
-    if config.get("model_type") != "gpt2":
-        raise ConfigError(f"model_type = {config.get('model_type')!r}: only 'gpt2' is known here", where)
+    config = starts.gpt2_config(directory)
     # An untied model may start from a tied one: its head is then a copy.
     passed = ("tie_embeddings", "model") if settings.model == "double_heads" else ("tie_embeddings",)
     problems = [p for p in gpt2.problems(settings) if not p.startswith(tuple(f"{name} =" for name in passed))]

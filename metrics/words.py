@@ -14,8 +14,10 @@ from metrics.summary import RunSummary, Summary
 
 SMALL, LARGE = 1e-6, 1e12  # below and from there on a table writes an exponent
 WORTH_SAYING = 0.01  # a change in cost below this is in the tables, not in a sentence
-# What the ledger says of a data set that is not whole, or only stands in for another.
-PART_OF = re.compile(r"[\d,]+ of the [\d,]+ published training rows \(\d+ ?%\)|a stand-in for [^;]+")
+# What the ledger says of a data set that is not whole, only stands in for another, or could not be checked.
+PART_OF = re.compile(
+    r"[\d,]+ of the [\d,]+ published training rows \(\d+ ?%\)|a stand-in for [^;]+|unverified: [^;]+"
+)
 
 
 def number(value: float | None, digits: int = 4) -> str:

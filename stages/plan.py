@@ -20,7 +20,15 @@ from engine.rundir import toml, write_json
 from metrics.measures import amount
 from stages import checklist, presets, progress
 from stages.experiment import EXPERIMENT, budget_problems, experiment_problems
-from stages.requirements import REQUIREMENTS, requirement_problems, restricted, selection_problem
+from stages.inputs import input_problems
+from stages.requirements import (
+    REQUIREMENTS,
+    equal_runs,
+    requirement_problems,
+    restricted,
+    selection_problem,
+    without,
+)
 from stages.study import (
     OPTIONAL,
     PLANNED,
@@ -87,8 +95,9 @@ def resolve_study(params: dict) -> tuple[dict, dict[str, object]]:
                 for problem in error.problems:
                     of_runs.setdefault(problem, []).append(name)
                 break  # another seed has the same problems
-    problems += _by_runs(of_runs, len(study["runs"]))
-    problems = problems or _unexpected(study, configs)
+    # A preset that a run cannot have need not be changed for it.
+    problems += _by_runs(of_runs, len(study["runs"]), study["baseline"] if study["preset"] else "")
+    problems = problems or [*_unexpected(study, configs), *equal_runs(study, configs)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), str(PARAMS))
     return {**study, "settings": base, "said": said}, configs
@@ -115,12 +124,18 @@ def _unexpected(study: dict, configs: dict[str, object]) -> list[str]:
     return _by_runs(found, len(study["runs"]))
 
 
-def _by_runs(found: dict[str, list[str]], whole: int) -> list[str]:
-    """Each problem once, with the runs that have it, of `whole` in all."""
-    return [
-        f"{'all runs' if len(names) == whole > 1 else 'runs.' + ', '.join(names)}: {words}"
-        for words, names in found.items()
-    ]
+def _by_runs(found: dict[str, list[str]], whole: int, baseline: str = "") -> list[str]:
+    """Each problem once, with the runs that have it, of `whole` in all.
+
+    baseline: where it is none of these, how to do without them is said too.
+    """
+    problems = []
+    for words, names in found.items():
+        said = f"{'all runs' if len(names) == whole > 1 else 'runs.' + ', '.join(names)}: {words}"
+        if baseline and baseline not in names:
+            said += f"; or leave {'it' if len(names) == 1 else 'them'} out: {without(names)}"
+        problems.append(said)
+    return problems
 
 
 def _budget_problems(study: dict, base: dict) -> list[str]:
@@ -165,6 +180,8 @@ def main() -> None:
     study, configs = resolve_study(params)
     if problem := selection_problem(params):
         raise ConfigError(problem, str(PARAMS))
+    if problems := input_problems(configs):
+        raise ConfigError(problems, str(PARAMS))
     directory = Path("results") / study["study"] / "configs"
     directory.mkdir(parents=True, exist_ok=True)
     for name, config in configs.items():
@@ -174,7 +191,7 @@ def main() -> None:
     changed = {
         k: v for k, v in base.items() if (tuple(v) if isinstance(v, list) else v) != SETTINGS[k].default
     }
-    planned = {k: v for k, v in study.items() if k not in ("only", "selected")}
+    planned = {k: v for k, v in study.items() if k not in ("only", "selected", "repeats")}
     write_json(directory / "study.json", {**planned, "dataset": base["dataset"], "base": changed})
     defaults = {s.name: s.default for s in SETTINGS.values()}
     if study["preset"]:

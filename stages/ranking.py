@@ -1,6 +1,6 @@
 """What a TF-IDF ranker and chance get of the candidates that a run was scored on, added to the run's figures.
 
-    python -m stages.ranking RUN_DIRECTORY HITS.json TOKENS
+    python -m stages.ranking RUN HITS.json TOKENS
 
 The eval stage does it with the test's; this command with what engine.hits left, of tokens with more candidates.
 
@@ -9,8 +9,8 @@ the last two turns: on training dialogues that is better than the last turn, and
 is in metrics/ranker.py.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 from engine.config import load
 from engine.data import DIALOGUES
 from engine.data.choices import Choices
-from engine.data.prepare import load_tokenizer, open_tokens
+from engine.data.prepare import SPLITS, load_tokenizer, open_tokens
 from engine.errors import ConfigError, command
 from engine.rundir import write_json
 from metrics.ranker import Ranker, credit
@@ -32,12 +32,16 @@ def add(directory: Path, output: Path, among: Path | None = None) -> None:
 
     among: the tokens that were scored, where they are not the run's own. Raises ConfigError if others were.
     """
-    found = json.loads(output.read_text(encoding="utf-8"))
+    found = _scored(output)
     config = load(directory / "config.toml")
     if "reason" in found or config.data.dataset not in DIALOGUES:
         return
+    if found.get("split") not in SPLITS or "evaluation_sha256" not in found:
+        raise ConfigError("is not what engine.hits leaves: it does not say what was scored", str(output))
     where = among or config.tokens_directory
     tokens = open_tokens(where, None if among else config.data)
+    if "specials" not in tokens.meta:
+        raise ConfigError("tokens that are not of dialogues, so there is nothing to choose from", str(where))
     texts = Texts(load_tokenizer(where), tokens.meta["specials"])
     rows = getattr(tokens, found["split"])
     if found["evaluation_sha256"] != rows.sha256():
@@ -53,22 +57,37 @@ def add(directory: Path, output: Path, among: Path | None = None) -> None:
 
 def asked_for_more(directory: Path, output: Path) -> bool:
     """Whether the run is to be scored among more candidates too, and there was something to score."""
-    scored = "reason" not in json.loads(output.read_text(encoding="utf-8"))
+    scored = "reason" not in _scored(output)
     return scored and load(directory / "config.toml").evaluation.hits_candidates > 0
 
 
 def add_more(directory: Path, output: Path, more: Path) -> None:
     """Put hits_at_1, tfidf_hits_at_1 and hits_candidates into `output`, of what engine.hits left in `more`."""
-    found = json.loads(more.read_text(encoding="utf-8"))
+    found = _scored(more)
     study = load(directory / "config.toml").tokens_directory
     add(directory, more, study.with_name(f"{study.name}_among_{found['candidates']}"))
-    ranked = json.loads(more.read_text(encoding="utf-8"))
+    ranked = _scored(more)
     hits = {
         "hits_candidates": ranked["candidates"],
         "hits_at_1": ranked["hits_at_1"],
         "tfidf_hits_at_1": ranked["tfidf_accuracy"],
     }
-    write_json(output, json.loads(output.read_text(encoding="utf-8")) | hits)
+    write_json(output, _scored(output) | hits)
+
+
+def _scored(path: Path) -> dict:
+    """What engine.evaluate or engine.hits left. Raises ConfigError if the file is missing or is not theirs."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file; engine.hits writes it: --output FILE", str(path)) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from None
+    except ValueError as error:
+        raise ConfigError(f"not valid JSON: {error}", str(path)) from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"is a {type(found).__name__}, and not what engine.hits leaves", str(path))
+    return found
 
 
 class Texts:
@@ -108,11 +127,17 @@ class Texts:
 
 
 @command
-def main() -> None:
-    if len(sys.argv) != 4:  # noqa: PLR2004
-        raise ConfigError("usage: python -m stages.ranking RUN_DIRECTORY HITS.json TOKENS")
-    directory, output, tokens = map(Path, sys.argv[1:])
-    add(directory, output, tokens)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="directory of a finished run on dialogues")
+    parser.add_argument("hits", type=Path, help="what engine.hits left, which gets the figures")
+    parser.add_argument("tokens", type=Path, help="directory of the token files that were scored")
+    asked = parser.parse_args(arguments)
+    add(asked.run, asked.hits, asked.tokens)
+    if "tfidf_accuracy" not in (found := _scored(asked.hits)):
+        raise ConfigError(
+            found.get("reason", "the run is not on dialogues: nothing was chosen"), str(asked.run)
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 
 from engine.data import DIALOGUES, LABELLED, TEXTS
@@ -21,6 +22,7 @@ REQUIREMENTS = {
     "perplexity_at": [],  # steps
     "targets": [],  # validation losses, the time to which is told
     "preset": "",  # of conf/preset
+    "repeats": [],  # runs that are meant to have the settings of another
     "only": [],  # of the runs those to train now, by name or pattern
     "selected": [],  # what `only` stands for
 }
@@ -34,6 +36,7 @@ def requirement_problems(study: dict, dataset: object) -> list[str]:
         *_refused(study["refused_datasets"], dataset),
         *_numbers("perplexity_at", study["perplexity_at"], "steps", whole=True),
         *_numbers("targets", study["targets"], "validation losses"),
+        *_repeats(study["repeats"], study["runs"]),
         *_only(study["only"], study["runs"], study["baseline"]),
     ]
 
@@ -67,6 +70,31 @@ def _numbers(name: str, value: object, what: str, whole: bool = False) -> Iterat
         yield f"{name} = {value!r}: must be a list of distinct {what} above 0"
 
 
+def _repeats(value: object, runs: Iterable[str]) -> Iterator[str]:
+    if not isinstance(value, list):
+        yield f"repeats = {value!r}: must be a list of runs"
+        return
+    for name in value:
+        yield from one_of("repeats", name, runs, "runs:")
+
+
+def equal_runs(study: dict, configs: dict[str, object]) -> Iterator[str]:
+    """Runs that would be another once more, by all their settings but the name, and are not said to repeat it.
+
+    configs: {"<run>-<seed>": Config} of every run.
+    """
+    same: dict[object, str] = {}
+    for name in study["runs"]:
+        settings = replace(configs[f"{name}-{study['seeds'][0]}"], run=None)
+        first = same.setdefault(settings, name)
+        if first != name and name not in study["repeats"]:
+            spared = first if name == study["baseline"] else name
+            yield (
+                f"runs.{first}, {name}: all settings are equal, so {name} would be {first} trained twice; leave one "
+                f"out ({without([spared])}), or list it in repeats if that is meant"
+            )
+
+
 def _only(value: object, runs: Iterable[str], baseline: str) -> Iterator[str]:
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         yield f"only = {value!r}: must be a list of runs or patterns such as mla_*"
@@ -88,6 +116,12 @@ def selection_problem(params: dict) -> str | None:
     return f"selected = {selected!r}: DVC trains these, and the runs are {runs!r}; give both the same names"
 
 
+def without(names: Iterable[str]) -> str:
+    """How to train all runs but these."""
+    patterns = ",".join(f'"{NOT}{name}"' for name in names)
+    return f"-S 'only=[{patterns}]'"
+
+
 def restricted(study: dict) -> tuple[dict, list[str]]:
     """The study with the runs that are selected, and what else is left out with the others, in words."""
     selected, said = study["selected"], []
@@ -97,7 +131,8 @@ def restricted(study: dict) -> tuple[dict, list[str]]:
     kept = study | {"runs": {name: study["runs"][name] for name in study["runs"] if name in selected}}
     kept["left_out"] = absent
     said.append(f"only {len(kept['runs'])} of {len(study['runs'])} runs: without {', '.join(absent)}")
-    kept["own_budget"] = [name for name in study["own_budget"] if name in selected]
+    for key in ("own_budget", "repeats"):
+        kept[key] = [name for name in study[key] if name in selected]
     kept["scaling"] = {
         run: one for run, one in study["scaling"].items() if run in selected and one["reference"] in selected
     }
@@ -109,7 +144,8 @@ def restricted(study: dict) -> tuple[dict, list[str]]:
         and (one["measure"] not in ("speedup", "efficiency") or one["run"] in kept["scaling"])
     ]
     if lost := len(study["criteria"]) - len(kept["criteria"]):
-        said.append(f"{lost} criteria are of runs left out, and not looked at")
+        of_runs = "1 criterion is of a run" if lost == 1 else f"{lost} criteria are of runs"
+        said.append(f"{of_runs} left out, and not looked at")
     if study["hypothesis"] and _names(study["falsified_by"]) & set(absent):
         kept |= {"hypothesis": "", "falsified_by": {}}
         said.append("the hypothesis is about runs left out, and not decided")

@@ -31,6 +31,8 @@ def main() -> None:
     for reason, count in meta.get("dropped", {}).items():
         if count:
             print(f"tokenize: {settings.dataset}: {amount(count, one)} dropped: {reason}", file=sys.stderr)
+    if meta.get("unverified"):
+        print(f"tokenize: {settings.dataset}: unverified: {meta['unverified']}", file=sys.stderr)
     if meta.get("stands_in_for"):
         print(f"tokenize: {settings.dataset} stands in for {meta['stands_in_for']}", file=sys.stderr)
 

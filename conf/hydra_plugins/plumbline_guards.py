@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -119,50 +118,14 @@ def _lives(pid: int) -> bool:
 
 
 def refuse_unknown(root: Path, arguments: list[str]) -> None:
-    """Raise ValueError if an override (`-S NAME=VALUE`) is of no setting and of nothing that conf/ has.
-
-    Not with a `+` before it, which adds a name, or a file's name: the plan or DVC says what is wrong with these.
-    """
-    engine = _engine_config(root)
-    known = set(engine.SETTINGS) | {
-        path.name for path in (root / "conf").iterdir()
-    }  # and its groups of files
-    problems = []
-    for name in _overridden(arguments):
-        if name not in known:
-            known |= _top_level_keys(root / "conf")  # a study's
-        if name not in known:
-            problems.append(f"{name}: unknown setting{engine.nearest(name)}")
-    if problems:
-        raise ValueError(
-            f"{'; '.join(problems)}. Nothing was run or changed. `python -m engine.config` lists every setting; "
-            "what else a study may have is in docs/experiments.md, and -S +NAME=VALUE adds it to one that has it not"
-        )
-
-
-def _overridden(arguments: list[str]) -> list[str]:
-    """The names in `-S NAME=VALUE`, `-SNAME=…`, `--set-param NAME=…` and `--set-param=NAME=…`; of `a.b` the first."""
-    texts = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument in ("-S", "--set-param"):
-            texts.append(following)
-        elif found := re.match(r"(?:-S|--set-param=)(.+)", argument):
-            texts.append(found[1])
-    return [found[1] for text in texts if (found := re.match(r"(\w+)(?:\.[^=:]*)?=", text))]
-
-
-def _top_level_keys(conf: Path) -> set[str]:
-    texts = [path.read_text(encoding="utf-8") for path in (*conf.glob("*.yaml"), *conf.glob("*/*.yaml"))]
-    return {key for text in texts for key in re.findall(r"(?m)^(\w+):", text)}
-
-
-def _engine_config(root: Path):
-    """engine.config, which imports no torch."""
+    """Raise ValueError if an override (`-S NAME=VALUE`) is of what conf/ has not: a setting, study, preset or key."""
     sys.path.insert(0, str(root))
     try:
-        return importlib.import_module("engine.config")
+        overrides = importlib.import_module("stages.overrides")  # which imports no torch
     finally:
         sys.path.remove(str(root))
+    if said := overrides.refusal(root / "conf", arguments):
+        raise ValueError(said)
 
 
 def keep_other_studies(root: Path) -> None:
@@ -182,10 +145,15 @@ class GuardResults(SearchPathPlugin):
     """Hydra calls this at the start of each composition."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from dvc.exceptions import DvcException  # which DVC reports as it is, with exit status 255
+
         root = Path(__file__).resolve().parents[2]
-        refuse_busy(root, sys.argv)
-        refuse_unknown(root, sys.argv)
-        refuse_edited(root / "params.yaml")
+        try:
+            refuse_busy(root, sys.argv)
+            refuse_unknown(root, sys.argv)
+            refuse_edited(root / "params.yaml")
+        except ValueError as error:
+            raise DvcException(str(error)) from None
         keep_other_studies(root)
 
 

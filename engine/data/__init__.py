@@ -38,6 +38,16 @@ DIALOGUES = {  # what two speakers say in turn, each reply to be chosen among se
     "dialogues": "engine.data.dialogue_files",
 }
 
+BY_NAME = (  # what is fetched by name where data_dir is empty
+    "wikitext2",
+    "fineweb_edu",
+    "imdb_text",
+    "ag_news",
+    "imdb",
+    "personachat",
+    "imdb_turns",
+)
+
 TOKENIZERS = {
     "bytes": "engine.data.tokenizers:Bytes",
     "chars": "engine.data.tokenizers:Chars",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engine.data.hub import fetching
 from engine.data.labelled import Row, Source
+from engine.data.places import OR_BY_NAME
 from engine.data.textdir import read_file
 from engine.errors import ConfigError
 
@@ -65,7 +66,7 @@ def _directory(directory: str) -> dict[str, list[Row]]:
         try:
             files[split] = name, read_file(directory, name, SHA256[name])
         except ConfigError as error:
-            problems += [p + ("" if there else _instead(names)) for p in error.problems]
+            problems += [p + ("" if there else _instead(names) + OR_BY_NAME) for p in error.problems]
     if problems:
         raise ConfigError(problems, where=f"data_dir={directory}")
     return {split: parsed(text, subset=name == SUBSET) for split, (name, text) in files.items()}

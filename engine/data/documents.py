@@ -29,12 +29,14 @@ class Source:
     """What a data set's `load(settings)` gives.
 
     documents: a function that gives the texts from the first, each time it is called. facts: what is known of the
-    files, for meta.json. stands_in_for: what the data set only replaces, in words; empty where it is what it is.
+    files, for meta.json. stands_in_for: what the data set only replaces, in words; unverified: what it is said to be,
+    where that could not be checked; both empty where it is what it is.
     """
 
     documents: Callable[[], Iterator[str]]
     facts: dict = field(default_factory=dict)
     stands_in_for: str = ""
+    unverified: str = ""
 
 
 def load(settings) -> Source:
@@ -98,6 +100,7 @@ def write(source: Source, settings, tokenizer, dtype: np.dtype, directory: Path)
         "kind": "documents",
         "separator_id": tokenizer.separator_id,
         "stands_in_for": source.stands_in_for,
+        "unverified": source.unverified,
         "source": source.facts,
         "dropped": dict(dropped),
         "splits": facts,

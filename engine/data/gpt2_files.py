@@ -24,7 +24,10 @@ def read(directory: str) -> dict[str, str]:
     Raises ConfigError when they are missing, cannot be fetched or are not the known ones.
     """
     if directory:
-        return read_files("tokenizer_dir", directory, {name: name for name in SHA256}, SHA256)
+        named = {name: name for name in SHA256}
+        return read_files(
+            "tokenizer_dir", directory, named, SHA256, "; or leave it empty to fetch it by name"
+        )
     contents = {name: _fetch(other) for name, other in AT_HUB.items()}
     wrong = [
         f"{AT_HUB[name]}: wrong sha256: expected {SHA256[name]}, found {found}"

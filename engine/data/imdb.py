@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.data.hub import fetching
 from engine.data.labelled import Row, Source
 from engine.data.parquet import read_parquet
+from engine.data.places import OR_BY_NAME
 from engine.errors import ConfigError
 
 NAME = "IMDb reviews"
@@ -45,7 +46,7 @@ def load(settings) -> Source:
 
 def _directory(directory: str) -> dict[str, list[Row]]:
     try:
-        _, table = read_parquet(Path(directory).expanduser() / FILE, SHA256[FILE])
+        _, table = read_parquet(Path(directory).expanduser() / FILE, SHA256[FILE], OR_BY_NAME)
     except ConfigError as error:
         raise ConfigError(error.problems, where=f"data_dir={directory}") from None
     rows = {split: [] for split in OF_ROWS}

@@ -12,6 +12,7 @@ from engine.data.documents import Source
 from engine.data.hub import fetching
 from engine.data.imdb import FILE, SHA256, cleaned
 from engine.data.parquet import read_parquet
+from engine.data.places import OR_BY_NAME
 from engine.errors import ConfigError
 
 NAME = "IMDb reviews as text"
@@ -38,7 +39,7 @@ def reviews(directory: str) -> dict[str, list[str]]:
 
 def _directory(directory: str) -> dict[str, list[str]]:
     try:
-        _, table = read_parquet(Path(directory).expanduser() / FILE, SHA256[FILE])
+        _, table = read_parquet(Path(directory).expanduser() / FILE, SHA256[FILE], OR_BY_NAME)
     except ConfigError as error:
         raise ConfigError(error.problems, where=f"data_dir={directory}") from None
     reviews = {name: [] for name in REVIEWS}

@@ -7,17 +7,18 @@ from pathlib import Path
 from engine.errors import ConfigError
 
 
-def read_parquet(path: Path, sha256: str = "") -> tuple[list[str], dict]:
+def read_parquet(path: Path, sha256: str = "", instead: str = "") -> tuple[list[str], dict]:
     """The names of the columns, and the columns with a text, integer or other simple type as lists by name.
 
-    The file must have the `sha256` if given. Raises ConfigError for a missing, damaged or changed file.
+    The file must have the `sha256` if given. Raises ConfigError for a missing (saying what would do `instead`),
+    damaged or changed file.
     """
     try:
         from pyarrow import ArrowException, parquet, types
     except ImportError:
         raise ConfigError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
     if not path.is_file():
-        raise ConfigError(f"{path} is missing")
+        raise ConfigError(f"{path} is missing{instead}")
     if sha256 and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
         raise ConfigError(f"{path}: wrong sha256: expected {sha256}, found {found}")
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.data.dialogue_files import parsed
 from engine.data.dialogues import Dialogue, Source, replies
 from engine.data.hub import fetching
+from engine.data.places import OR_BY_NAME
 from engine.data.textdir import read_file
 from engine.errors import ConfigError
 
@@ -43,7 +44,7 @@ def load(settings) -> Source:
     found, problems = {}, []
     for name in (train, VALID):
         try:
-            found[name] = parsed(read_file(settings.data_dir, name, SHA256.get(name, "")), name)
+            found[name] = parsed(read_file(settings.data_dir, name, SHA256.get(name, ""), OR_BY_NAME), name)
         except ConfigError as error:
             problems += error.problems
     if FULL in found and (count := replies(found[FULL])) != OF_ROWS["train"]:

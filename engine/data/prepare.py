@@ -34,6 +34,7 @@ from engine.data import (
     dialogues,
     documents,
     labelled,
+    places,
 )
 from engine.data.choices import Choices
 from engine.data.examples import Examples
@@ -109,6 +110,7 @@ def prepare(settings, directory: str | Path) -> dict:
 
 def _content(settings):
     """What is to be tokenized, and the tokenizer, of which the vocabulary comes from the training text."""
+    places.require(settings)
     cls = _tokenizer_class(settings.tokenizer)
     if settings.dataset in LABELLED:
         content = labelled.load(settings)

@@ -14,10 +14,10 @@ NAME = "text directory"
 FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
 
 
-def read_file(directory: str, filename: str, sha256: str = "") -> str:
+def read_file(directory: str, filename: str, sha256: str = "", instead: str = "") -> str:
     """The text of `filename`, or of `filename`.xz, in `directory`; its bytes must have the `sha256` if given.
 
-    Raises ConfigError for a missing, damaged, changed or non-UTF-8 file.
+    Raises ConfigError for a missing (saying what would do `instead`), damaged, changed or non-UTF-8 file.
     """
     plain = Path(directory).expanduser() / filename
     packed = plain.with_name(filename + ".xz")
@@ -30,7 +30,7 @@ def read_file(directory: str, filename: str, sha256: str = "") -> str:
         except lzma.LZMAError as error:
             raise ConfigError(f"{packed} cannot be unpacked: {error}") from error
     else:
-        raise ConfigError(f"{plain} is missing (nor is there {packed.name})")
+        raise ConfigError(f"{plain} is missing (nor is there {packed.name}){instead}")
     found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
         raise ConfigError(f"{path}: wrong sha256: expected {sha256}, found {found}")
@@ -40,12 +40,14 @@ def read_file(directory: str, filename: str, sha256: str = "") -> str:
         raise ConfigError(f"{path} is not UTF-8: {error}") from error
 
 
-def read_files(setting: str, directory: str, files: dict[str, str], sha256: dict[str, str]) -> dict[str, str]:
+def read_files(
+    setting: str, directory: str, files: dict[str, str], sha256: dict[str, str], instead: str = ""
+) -> dict[str, str]:
     """`read_file` for each of {key: filename}, by key; all problems in one ConfigError naming `setting`."""
     texts, problems = {}, []
     for key, filename in files.items():
         try:
-            texts[key] = read_file(directory, filename, sha256.get(key, ""))
+            texts[key] = read_file(directory, filename, sha256.get(key, ""), instead)
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -9,6 +9,7 @@ counts. Licence: CC BY-SA 3.0 and GFDL. It must accept only the known bytes, whe
 import hashlib
 
 from engine.data.hub import fetching
+from engine.data.places import OR_BY_NAME
 from engine.data.textdir import FILES, read_files
 from engine.errors import ConfigError
 
@@ -27,7 +28,7 @@ def load(settings) -> dict[str, str]:
     Raises ConfigError when the files are missing, cannot be fetched, or are not the known ones.
     """
     if settings.data_dir:
-        texts = read_files("data_dir", settings.data_dir, FILES, SHA256)
+        texts = read_files("data_dir", settings.data_dir, FILES, SHA256, OR_BY_NAME)
     else:
         texts = {split: text_of_rows(rows) for split, rows in _fetch().items()}
         check_digests(texts)

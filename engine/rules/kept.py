@@ -29,6 +29,12 @@ def _evaluation(c) -> list[Check]:
             f"eval_precision = {wanted!r}: a model with a bf16 residual stream or float8 layers is scored in bf16; "
             "set eval_precision = 'bf16' for all runs",
         ),
+        (
+            ("eval_train_rows", "max_train_rows"),
+            0 < c.data.max_train_rows < c.evaluation.eval_train_rows,
+            f"eval_train_rows = {c.evaluation.eval_train_rows}: must be ≤ max_train_rows = "
+            f"{c.data.max_train_rows}",
+        ),
     ]
 
 

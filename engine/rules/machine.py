@@ -9,7 +9,7 @@ CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile_mode
 
 def checks(c) -> list[Check]:
     """The rules of this file, for a Config."""
-    return [*_memory(c), *_budget(c), *_deterministic(c), *_gradient_sums(c), *_step_graph(c)]
+    return [*_memory(c), *_budget(c), *_deterministic(c), *_gradient_sums(c), *_step_graph(c), *_on_a_cpu(c)]
 
 
 def _memory(c) -> list[Check]:
@@ -153,4 +153,23 @@ def _step_graph(c) -> list[Check]:
             f"step_graph = true: not with {name} = {value!r}: {why}",
         )
         for name, value, broken, why in cannot
+    ]
+
+
+def _on_a_cpu(c) -> list[Check]:
+    """What would do nothing there. With device = 'auto' only the machine can tell: engine/runtime.py and others."""
+    of_a_gpu = {
+        "tf32": c.runtime.tf32,
+        "allocator": c.runtime.allocator != "default",
+        "float8": c.training.float8,
+        "step_graph": c.compile.step_graph,
+    }
+    shown = {"allocator": repr(c.runtime.allocator)}
+    return [
+        (
+            ("device", name),
+            c.run.device == "cpu" and asked,
+            f"{name} = {shown.get(name, 'true')}: would do nothing with device = 'cpu'; it needs a GPU",
+        )
+        for name, asked in of_a_gpu.items()
     ]

@@ -123,7 +123,7 @@ def test_a_hand_edit_of_params_is_refused_not_lost(sandbox, first):
             "dropout=1.5": "dropout = 1.5: must be a number ≥ 0 and < 1",
         },
         {"momentum=0.5": "momentum = 0.5: would do nothing with optimizer = adamw; it needs optimizer = sgd"},
-        {"data_dir=/nowhere": "/nowhere/train.txt is missing"},
+        {"data_dir=/nowhere": "data_dir = '/nowhere': no such directory"},
     ],
     ids=["values", "effect", "data"],
 )
@@ -142,6 +142,9 @@ def test_mistakes_are_named_before_anything_runs_and_nothing_is_lost(sandbox, fi
 def test_a_misspelt_override_is_refused_by_name(sandbox, first):
     output = sandbox.experiment("study=tiny", "learning_rte=1", status=255)
     assert "learning_rte: unknown setting (nearest: lr)" in output and "Traceback" not in output
+    output = sandbox.experiment("study=tinny", status=255)
+    assert output.startswith("ERROR: study=tinny: no such study (nearest: tiny). Nothing was run"), output
+    assert len(output.splitlines()) == 1
 
 
 def test_a_stage_exits_2_with_one_message(sandbox, first):

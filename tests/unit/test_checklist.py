@@ -208,7 +208,7 @@ def test_only_some_runs_and_what_goes_with_them(tmp_path):
     assert [one["run"] for one in study["criteria"]] == ["adamw"] and not study["hypothesis"]
     assert study["said"] == [
         "only 2 of 4 runs: without adamw_full_ac, sgd",
-        "1 criteria are of runs left out, and not looked at",
+        "1 criterion is of a run left out, and not looked at",
         "the hypothesis is about runs left out, and not decided",
     ]
     heads = ("study=quickstart", "+runs.sgd.layers=2", "+runs.sgd.gradient_norm_layers=[2]")
@@ -217,6 +217,75 @@ def test_only_some_runs_and_what_goes_with_them(tmp_path):
     resolve_study(composed(tmp_path / "p.yaml", *heads, "only=[adamw]"))  # a run left out stops nobody
     whole, _ = resolve_study(composed(tmp_path / "p.yaml", "study=quickstart"))
     assert list(whole["runs"]) == ["adamw", "adamw_full_ac", "no_decay", "sgd"] and not whole["said"]
+
+
+def test_two_criteria_of_runs_left_out_are_two(tmp_path):
+    of_sgd = [f"{{run: sgd, measure: {one}, at_most: 3}}" for one in ("test_loss", "val_loss")]
+    params = composed(
+        tmp_path / "p.yaml", "study=quickstart", "only=[adamw]", f"+criteria=[{', '.join(of_sgd)}]"
+    )
+    assert resolve_study(params)[0]["said"][1] == "2 criteria are of runs left out, and not looked at"
+
+
+# --- runs that are the same
+
+
+def test_a_preset_that_makes_two_runs_the_same_is_told_with_both_names(tmp_path):
+    latent = ("study=gpt2", "preset=gpt2_mla")
+    with pytest.raises(ConfigError) as caught:
+        resolve_study(composed(tmp_path / "p.yaml", *latent))
+    assert caught.value.problems == [
+        "runs.adamw, mla: all settings are equal, so mla would be adamw trained twice; leave one out "
+        "(-S 'only=[\"!mla\"]'), or list it in repeats if that is meant"
+    ]
+    _, configs = resolve_study(composed(tmp_path / "p.yaml", *latent, "only=['!mla']"))
+    assert configs["adamw-1"].model.attention_form == "latent" and "mla-1" not in configs
+
+
+def test_the_baseline_is_never_the_one_to_leave_out(tmp_path):
+    params = composed(tmp_path / "p.yaml", "study=quickstart")
+    params |= {"runs": {"again": {}, "adamw": {}}, "selected": ["again", "adamw"]}
+    with pytest.raises(ConfigError, match=r"runs.again, adamw: all .* one out \(-S 'only=\[\"!again\"\]'"):
+        resolve_study(params)
+
+
+def test_runs_are_the_same_by_what_is_in_effect_not_by_what_is_said(tmp_path):
+    """What the study has, said again, is no difference."""
+    params = composed(tmp_path / "p.yaml", "study=quickstart", "+runs.again={width: 128}")
+    assert params["width"] == 128
+    with pytest.raises(ConfigError, match="runs.adamw, again: all settings are equal"):
+        resolve_study(params)
+
+
+def test_a_run_may_be_said_to_repeat_another(tmp_path):
+    """To see what the machine alone changes."""
+    again = ("study=quickstart", "+runs.again={}")
+    study, configs = resolve_study(composed(tmp_path / "p.yaml", *again, "+repeats=[again]"))
+    assert "again-1" in configs and study["repeats"] == ["again"]
+    left = resolve_study(composed(tmp_path / "p.yaml", *again, "+repeats=[again]", "only=[adamw]"))[0]
+    assert left["repeats"] == []
+    for wrong, message in (
+        ("[agian]", "repeats = 'agian': must be runs: .*nearest: again"),
+        ("again", "must be a list of runs"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resolve_study(composed(tmp_path / "p.yaml", *again, f"+repeats={wrong}"))
+
+
+def test_a_run_that_a_preset_rules_out_can_be_left_out(tmp_path):
+    fallback = ("study=gpt2", "preset=gpt2_no_compile")
+    with pytest.raises(ConfigError) as caught:
+        resolve_study(composed(tmp_path / "p.yaml", *fallback))
+    assert caught.value.problems == [
+        "runs.mla_reciprocal: attention = 'flex': is fused in a compiled graph only; set compile = 'model'; or leave "
+        "it out: -S 'only=[\"!mla_reciprocal\"]'"
+    ]
+    resolve_study(composed(tmp_path / "p.yaml", *fallback, "only=['!mla_reciprocal']"))
+    several = ("study=gpt2", "+runs.a={heads: 5}", "+runs.b={heads: 5}")
+    with pytest.raises(ConfigError, match=r"heads = 5; or leave them out: -S 'only=\[\"!a\",\"!b\"\]'"):
+        resolve_study(composed(tmp_path / "p.yaml", *several))
+    with pytest.raises(ConfigError, match="all runs: width = 768: must be a multiple of heads = 5\n"):
+        resolve_study(composed(tmp_path / "p.yaml", "study=gpt2", "heads=5"))
 
 
 def test_a_selection_that_dvc_would_not_train_is_refused():

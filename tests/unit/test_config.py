@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from engine_runs import REPOSITORY, toml
+from test_studies import composed
 
 from engine.config import (
     SECTIONS,
@@ -19,6 +20,9 @@ from engine.config import (
 from engine.errors import ConfigError
 from engine.optimizers import OPTIMIZERS
 from engine.rundir import toml as resolved_toml
+from stages.plan import resolve_study
+
+OF_DIALOGUES = {"model": "double_heads", "dataset": "personachat", "tokenizer": "gpt2"}
 
 
 def problems(**values) -> list[str]:
@@ -202,6 +206,10 @@ def test_a_setting_at_its_default_may_stand_anywhere():
             "batch_size = 8: must be a multiple of micro_batch_size × processes = 4 × 4",
         ),
         ({"warmup_steps": 101}, "warmup_steps = 101: must be ≤ steps = 100"),
+        (
+            {**OF_DIALOGUES, "eval_train_rows": 101, "max_train_rows": 100},
+            "eval_train_rows = 101: must be ≤ max_train_rows = 100",
+        ),
         ({"eval_stride": 129}, "eval_stride = 129: must be ≤ context = 128"),
         (
             {"activation_checkpointing": "every_n", "checkpoint_every": 5},
@@ -421,3 +429,30 @@ def test_a_wrong_command_line_shows_the_right_one(tmp_path, arguments):
     done = engine_train(tmp_path, *arguments)
     assert done.returncode == 2 and "usage: python -m engine.train FILE.toml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rows_that_are_scored_may_be_all_that_are_used():
+    """With max_train_rows = 0 only the files can tell how many there are."""
+    for most in (100, 0):
+        found = resolve({**OF_DIALOGUES, "eval_train_rows": 100, "max_train_rows": most}, "here")
+        assert found.evaluation.eval_train_rows == 100
+
+
+def test_what_a_cpu_cannot_is_told_at_once_where_the_settings_say_cpu():
+    asked = {"tf32": True, "allocator": "expandable_segments", "float8": True, "precision": "bf16"}
+    assert problems(device="cpu", **asked) == [
+        f"{name}: would do nothing with device = 'cpu'; it needs a GPU"
+        for name in ("tf32 = true", "allocator = 'expandable_segments'", "float8 = true")
+    ]
+    assert resolve({"device": "auto", **asked}, "here").runtime.tf32  # only the machine can tell
+    assert resolve({"device": "cpu"}, "here").run.device == "cpu"
+
+
+def test_the_plan_tells_them_of_all_runs_before_anything_is_tokenized(tmp_path):
+    wrong = ("study=persona_best", "device=cpu", "max_train_rows=2399")
+    with pytest.raises(ConfigError) as caught:
+        resolve_study(composed(tmp_path / "params.yaml", *wrong))
+    assert caught.value.problems == [
+        "all runs: tf32 = true: would do nothing with device = 'cpu'; it needs a GPU",
+        "all runs: eval_train_rows = 2400: must be ≤ max_train_rows = 2399",
+    ]

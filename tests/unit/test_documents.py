@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import lzma
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -264,9 +265,10 @@ def test_the_ledger_and_every_tables_notes_say_what_stands_in(pages, tmp_path):
     run = SimpleNamespace(
         tokens=tokens, order=TrainOrder(tokens.train, 16, 4, 1), steps_taken=100, task=next_token
     )
-    plain = observed.data(config, run, 1)[0]
-    assert "stand-in" not in plain.how and plain.agrees
-    meta["stands_in_for"] = "text of the web (FineWeb-Edu)"
+    local = observed.data(config, run, 1)[0]
+    assert local.how.endswith(f"; unverified: {meta['unverified']}") and local.agrees
+    assert words.PART_OF.search(local.how)[0] == f"unverified: {meta['unverified']}"
+    meta["stands_in_for"], meta["unverified"] = "text of the web (FineWeb-Edu)", ""
     (tmp_path / "tokens/meta.json").write_text(json.dumps(meta), encoding="utf-8")
     run.tokens = prepare.open_tokens(tmp_path / "tokens")
     line = observed.data(config, run, 1)[0]
@@ -279,7 +281,58 @@ def test_other_documents_are_said_to_stand_in_for_the_data_set(pages):
     asked = settings(data_dir=str(pages))
     assert fineweb_edu.load(asked).stands_in_for == ""
     parquet.write_table(pa.table({"text": TEXTS}), pages / "c.parquet")
-    assert fineweb_edu.load(asked).stands_in_for == "FineWeb-Edu"
+    source = fineweb_edu.load(asked)
+    assert (source.stands_in_for, source.unverified) == ("FineWeb-Edu", "")
+
+
+def claimed(directory, texts) -> SimpleNamespace:
+    """Settings on one parquet file of these texts that has FineWeb-Edu's own columns."""
+    table = pa.table(dict.fromkeys(("text", "id", "dump", "url"), list(texts)))
+    parquet.write_table(table, directory / "000_00000.parquet")
+    return settings(data_dir=str(directory))
+
+
+def test_columns_do_not_make_files_the_data_set(tmp_path):
+    """The first text has 2 of 20 words that are common ones, which is enough; the second 1 of 20."""
+    filler = "stone "
+    two = fineweb_edu.load(claimed(tmp_path, ["The " + 9 * filler + "OF " + 9 * filler]))
+    assert two.unverified == "local files said to be FineWeb-Edu"
+    one = fineweb_edu.load(claimed(tmp_path, ["In_" + 19 * filler]))
+    assert one.unverified == (
+        "local files said to be FineWeb-Edu, whose words are not those of English text (5.0% of them are a, and, in, "
+        "of, the, to)"
+    )
+
+
+def test_random_words_with_its_columns_are_noted_to_the_end(tmp_path):
+    """From the token files to the ledger's line and what every table says of it."""
+    draw = np.random.default_rng(0).integers(0, 5000, (200, 60))
+    meta = prepare.prepare(
+        claimed(tmp_path, (" ".join(f"w{n}" for n in row) for row in draw)), tmp_path / "tokens"
+    )
+    assert meta["stands_in_for"] == ""
+    assert meta["unverified"].startswith(
+        "local files said to be FineWeb-Edu, whose words are not those of English"
+    )
+    assert "(0.0% of them are" in meta["unverified"]
+    tokens = prepare.open_tokens(tmp_path / "tokens")
+    run = SimpleNamespace(
+        tokens=tokens, order=TrainOrder(tokens.train, 16, 4, 1), steps_taken=100, task=next_token
+    )
+    config = resolve({"dataset": "fineweb_edu", "tokenizer": "bpe", "vocab_size": 300}, "here")
+    entry = vars(observed.data(config, run, 1)[0])
+    summary = SimpleNamespace(results=SimpleNamespace(of=lambda run: [SimpleNamespace(ledger=[entry])]))
+    assert words.data_notes(summary, SimpleNamespace(run="a")) == [
+        f"dataset fineweb_edu: unverified: {meta['unverified']}"
+    ]
+
+
+def test_real_text_of_the_data_set_is_taken_for_english():
+    path = Path(__file__).resolve().parents[3] / "shared/data/fineweb_sample/fineweb_sample.txt.xz"
+    if not path.is_file():
+        pytest.skip(f"no real file at {path}")
+    text = lzma.decompress(path.read_bytes()).decode()
+    assert all(fineweb_edu._unlike(iter([text[i : i + 20_000]])) == "" for i in range(0, len(text), 20_000))
 
 
 def test_imdb_text_refuses_another_file(tmp_path):

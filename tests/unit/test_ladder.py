@@ -107,7 +107,7 @@ def test_a_rung_that_changes_nothing_is_left_out():
 
 
 def test_a_step_that_is_one_graph_has_no_rung_that_it_cannot_hold():
-    found = ladder.rungs(config(batch_size=2, step_graph=True))
+    found = ladder.rungs(config(batch_size=2, step_graph=True, device="auto"))
     assert [name for name, _ in found] == ["chunked loss", "micro-batch 1"]
 
 

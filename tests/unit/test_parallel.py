@@ -259,7 +259,10 @@ def test_a_number_of_processes_that_does_not_fit_is_refused_before_they_meet(
         ({"token_dropout": 0.1}, "token_dropout = 0.1: not supported with tensor_parallel = 2"),
         ({"output_dropout": 0.1}, "output_dropout = 0.1: not supported with tensor_parallel = 2"),
         ({"activation": "swiglu"}, "activation = 'swiglu': its 85 inner features must be a multiple of"),
-        ({"float8": True, "precision": "bf16"}, "float8 = true: not supported with tensor_parallel = 2"),
+        (
+            {"float8": True, "precision": "bf16", "device": "auto"},
+            "float8 = true: not supported with tensor_parallel = 2",
+        ),
     ],
 )
 def test_what_tensor_parallel_cannot_do_is_refused_by_name(settings, message):

@@ -198,3 +198,53 @@ def test_the_command_ranks_what_was_scored_among_more_candidates(config, monkeyp
     with pytest.raises(SystemExit, match="2"):
         ranking.main()
     assert "what was scored is not the test split of" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_wants(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        ranking.main(["--help"])
+    assert "directory of the token files that were scored" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        ranking.main(["run"])
+    assert "the following arguments are required: hits, tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "no such file; engine.hits writes it: --output FILE"),
+        ("{", "not valid JSON: Expecting property name"),
+        ("[1]", "is a list, and not what engine.hits leaves"),
+        ('{"split": "tset", "evaluation_sha256": "x"}', "it does not say what was scored"),
+        ('{"split": "test"}', "it does not say what was scored"),
+        ('{"split": "test", "reason": "the loss is not finite"}', "the loss is not finite"),
+    ],
+)
+def test_a_file_that_holds_no_scores_is_named(config, capsys, text, problem):
+    config.directory.mkdir(parents=True)
+    (config.directory / "config.toml").write_text(toml(config), encoding="utf-8")
+    output = config.directory / "hits.json"
+    if text is not None:
+        output.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        ranking.main([str(config.directory), str(output), str(config.tokens_directory)])
+    said = capsys.readouterr().err
+    assert said.startswith("error: 1 problem in ") and problem in said
+    assert (output.read_text() if text else None) == text  # as it was
+
+
+def test_tokens_or_a_run_that_are_not_of_dialogues_are_named(config, lab, capsys):
+    other = finished_run.config()
+    prepare(lab.config().data, "tokens/text")
+    config.directory.mkdir(parents=True)
+    output = config.directory / "hits.json"
+    write_json(output, scored(config))
+    for settings, tokens, problem in (
+        (config, "tokens/text", "tokens that are not of dialogues"),
+        (other, "tokens/text", "the run is not on dialogues"),
+        (config, "tokens/nowhere", "no tokens in tokens/nowhere"),
+    ):
+        (config.directory / "config.toml").write_text(toml(settings), encoding="utf-8")
+        with pytest.raises(SystemExit, match="2"):
+            ranking.main([str(config.directory), str(output), tokens])
+        assert problem in capsys.readouterr().err

@@ -387,5 +387,5 @@ def test_a_run_of_two_processes_has_it_all_in_its_ledger(lab):
 
 
 def test_a_run_refuses_settings_that_would_do_nothing_on_its_device(lab):
-    with pytest.raises(ConfigError, match="tf32 = True: would do nothing on a CPU"):
+    with pytest.raises(ConfigError, match="tf32 = true: would do nothing with device = 'cpu'"):
         lab.train(tf32=True)

@@ -95,5 +95,5 @@ def test_it_is_for_one_gpu():
 
 
 def test_a_run_on_a_cpu_is_refused_before_it_computes(lab):
-    with pytest.raises(ConfigError, match="step_graph = true: would do nothing on a CPU"):
+    with pytest.raises(ConfigError, match="step_graph = true: would do nothing with device = 'cpu'"):
         lab.train(**ON)

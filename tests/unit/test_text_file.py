@@ -72,7 +72,7 @@ def settings_of(lab, **changes) -> dict:
 def test_the_file_must_be_named_and_there(lab):
     with pytest.raises(ConfigError, match=r"-S data_file=FILE"):
         prepare(lab.config(**settings_of(lab, data_file="")).data, "tokens/a")
-    with pytest.raises(ConfigError, match=r"nowhere.txt is missing"):
+    with pytest.raises(ConfigError, match=r"data_file = .nowhere.txt.: no such file"):
         prepare(lab.config(**settings_of(lab, data_file="nowhere.txt")).data, "tokens/a")
 
 

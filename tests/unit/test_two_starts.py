@@ -66,8 +66,6 @@ def test_a_misspelt_override_is_refused_with_the_nearest_name(guards, arguments,
 def test_every_name_that_conf_has_may_be_overridden(guards):
     names = (
         "lr",
-        "study",
-        "preset",
         "seeds",
         "runs.sgd.lr",
         "only",
@@ -77,4 +75,5 @@ def test_every_name_that_conf_has_may_be_overridden(guards):
         "other.yaml:x",
     )
     guards.refuse_unknown(SOURCE.parents[2], ["dvc", "exp", "run", *(f"-S{name}=1" for name in names)])
+    guards.refuse_unknown(SOURCE.parents[2], ["dvc", "exp", "run", "-Sstudy=gpt2", "-Spreset=gpt2_mla"])
     guards.refuse_unknown(SOURCE.parents[2], ["dvc", "repro", "-S"])
