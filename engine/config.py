@@ -56,6 +56,11 @@ class Config:
         return Path("results") / self.run.study / f"{self.run.run}-{self.run.seed}"
 
     @property
+    def order_seed(self) -> int:
+        """The seed of the data order: data_seed, or where that is not set the run's."""
+        return self.run.seed if self.run.data_seed < 0 else self.run.data_seed
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate at the schedule's peak: lr, times what lr_rule makes of batch_size / lr_batch_size.
 

@@ -21,6 +21,7 @@ from engine import (
     random_replay,
     runtime,
     schedule,
+    seeds,
     step_graph,
 )
 from engine.config import Config
@@ -255,11 +256,5 @@ def data(config: Config, run, weights_seed: int) -> list[Line]:
             "batches that the loop was given",
             steps_taken == config.training.steps,
         ),
-        _seed(config.run.seed, order.seed, weights_seed),
+        *seeds.lines(config, order.seed, weights_seed),
     ]
-
-
-def _seed(wanted: int, order: int, weights: int) -> Line:
-    in_effect = str(order) if order == weights else f"{order} of the data order, {weights} of the weights"
-    how = "the data order's own seed, and the generator's that drew the initial weights"
-    return Line("seed", str(wanted), in_effect, how, wanted == order == weights)
