@@ -159,6 +159,12 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str,
     return problems
 
 
+def in_epochs(values: Mapping) -> set[str]:
+    """Settings whose values only the token files tell, because flat `values` say them in epochs."""
+    pairs = {"steps": "epochs", "warmup_steps": "warmup_epochs"}
+    return {steps for steps, epochs in pairs.items() if values.get(epochs, 0)}
+
+
 def _value(value) -> str:
     """As TOML and YAML have it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -174,7 +180,7 @@ def resolve(
     names the file in its message.
     """
     known = {k: v for k, v in values.items() if k in SETTINGS and SETTINGS[k].accepts(v)}
-    unknown = values.keys() - known.keys()
+    unknown = values.keys() - known.keys() | in_epochs(known)
     if only:
         unknown |= {s.name for s in SETTINGS.values() if s.section not in only}
     sections = {

@@ -10,6 +10,7 @@ import torch
 
 from engine import (
     compiling,
+    epochs,
     float8,
     gradient_sums,
     ladder,
@@ -79,6 +80,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *compiling.lines(config.compile, seen.operations.graph_replays),
         *step_graph.lines(run.step.graph, config.compile.step_graph, run.steps_here),
         *data(config, run, model.drawn_with),
+        *epochs.lines(run.asked, run.order, run.steps_taken, run.step.schedule.warmup_steps),
         learning_rate(config, run.optimizer, run.steps_taken),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),

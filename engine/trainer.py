@@ -12,6 +12,7 @@ from engine import (
     averaging,
     checkpoint,
     compiling,
+    epochs,
     ladder,
     lengths,
     observed,
@@ -58,8 +59,9 @@ def run(config: Config, tokens: Tokens) -> None:
         ladder.limit_memory(config.memory, ranks.device)
         writer = rundir.only_writer(config.directory) if ranks.is_first else contextlib.nullcontext()
         with writer:
+            planned = epochs.in_steps(config, tokens.meta)
             ladder.run_with_ladder(
-                config, lambda used, events: Trainer(used, tokens, ranks, events, asked=config).train()
+                planned, lambda used, events: Trainer(used, tokens, ranks, events, asked=config).train()
             )
     finally:
         parallel.stop()
@@ -76,7 +78,7 @@ class Trainer:
         asked: the configuration at first, of which `config` has what is left then.
         """
         self.config, self.tokens, self.ranks, self.events = config, tokens, ranks, events
-        self.identity = rundir.identity(asked)
+        self.asked, self.identity = asked, rundir.identity(asked)
         t = config.training
         self.task = tasks.of(config)
         self.order = self.task.train_order(tokens, config)
@@ -242,6 +244,8 @@ class Trainer:
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             vocabulary.keep(self.tokens.directory, self.directory)
             self.evaluations.open(self.directory)
+            length = epochs.length(self.config, self.order.samples_per_epoch)
+            probes.progress_line(event="length", run=self.config.run.run, seed=self.config.run.seed, **length)
             self.recorder = probes.Recorder(
                 self.directory,
                 self.ranks.device,
