@@ -64,7 +64,7 @@ def settings_of_trial(config: Config, micro: int) -> Config:
             eval_tokens=config.model.context if cut else 0,
             eval_precision=config.evaluation.eval_precision,
         ),
-        saving=replace(config.saving, checkpoint_interval=0),
+        saving=replace(config.saving, checkpoint_interval=0, keep_best=False),
         logging=Logging(
             log_interval=STEPS,
             activation_norm_layers=logging.activation_norm_layers,

@@ -94,6 +94,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.attention.lines(run.evaluations.count),
         *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),
         *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations.count),
+        *run.best.lines(config.saving.keep_best, run.directory, run.evaluations),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),
     ]

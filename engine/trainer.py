@@ -27,6 +27,7 @@ from engine import (
     vocabulary,
 )
 from engine.attention_metrics import AttentionMetrics
+from engine.best import Best
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
 from engine.data import curriculum
@@ -99,6 +100,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         self.pruner = Pruner(self.model, self.optimizer, config.pruning, steps=t.steps, seed=config.run.seed)
         self.sparsity = Sparsity(self.pruner, self.tokens_seen)
+        self.best = Best(config, self.task, self.sparsity, ranks)
         self.step = Step(
             self.model,
             self.optimizer,
@@ -184,13 +186,14 @@ class Trainer:
             self._report(step)
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"), self.average.in_place():
-                self.evaluations.add(step, self.tokens_seen(step), self.model)
+                scores = self.evaluations.add(step, self.tokens_seen(step), self.model)
                 self.sparsity.note(step)
                 self.attention.note(step, self.tokens_seen(step), self.model, self.optimizer)
                 if self.ranks.is_first:
                     self.write_beside()
+                self.best.consider(step, scores, self.model, self.directory)
                 if self.sampler:
-                    self._sample(step)
+                    self.sampler.leave(step, self.model, self.directory, self.ranks)
         if self._checkpoint_due(step):
             with self._timed("checkpoint_seconds"):
                 self._save_checkpoint(step)
@@ -269,7 +272,8 @@ class Trainer:
     def stateful(self) -> dict:
         """What a checkpoint must hold besides weights, optimizer and random states."""
         own = {"average": self.average} if self.average.decay else {}
-        return self.step.stateful | own | ({"pruner": self.pruner} if self.pruner.tensors else {})
+        own |= {"pruner": self.pruner} if self.pruner.tensors else {}
+        return self.step.stateful | own | ({"best": self.best} if self.best.on else {})
 
     @property
     def steps_here(self) -> int:
@@ -385,11 +389,6 @@ class Trainer:
             tokens_per_second=round(self.tokens_seen(0) / seconds),
             seconds_left=round(left, 1),
         )
-
-    def _sample(self, step: int) -> None:
-        weights = outcome.full_weights(self.model)
-        if self.ranks.is_first:
-            rundir.append_sample(self.directory, step, self.sampler(weights))
 
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:

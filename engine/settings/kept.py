@@ -85,6 +85,11 @@ class Saving:
     checkpoint_interval: int = setting(
         0, "steps between checkpoints for resuming; 0: none", unit="steps", at_least=0
     )
+    keep_best: bool = setting(
+        False,
+        "the weights of the best evaluation are kept beside the final ones: of the lowest validation loss, or of "
+        "labelled rows the highest accuracy; with pruning only at the target sparsity",
+    )
 
 
 @dataclass(frozen=True)
