@@ -28,6 +28,7 @@ STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "se
 # Study keys that may be left out, with their defaults.
 OPTIONAL = {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": []}
 PLANNED = ("study", "run", "seed")  # settings that the plan fills in
+BY_LENGTH = ("tokens", "samples", "steps")  # axes of which a run's length says how much it has
 BOUNDS = ("at_least", "at_most")
 IMAGINABLE = 2  # efficiency that no run has, whatever its caches hold; a bound beyond it decides nothing
 
@@ -105,6 +106,11 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
         problems.append(
             f"metric = {study['metric']!r}: there is no test with test_percent = 0; set metric = 'val_loss'"
         )
+    if study.get("budget") and study["axis"] in BY_LENGTH and baseline["epochs"]:
+        problems.append(
+            f"budget = {study['budget']!r}: only the token files tell how many {study['axis']} epochs = "
+            f"{baseline['epochs']:g} are; say it in steps, or set budget = 0 (not said)"
+        )
     for name, own in study["runs"].items():
         problems += [
             f"runs.{name}.{key} = {own[key]!r}: {key} is frozen by the study, which has {shared[key]!r}"
@@ -131,7 +137,7 @@ def _amounts(axis: str, one: dict, other: dict) -> tuple[float, float, str]:
     if mine and theirs:
         return mine, theirs, axis
     alike = all(one[key] == other[key] for key in ("batch_size", "context"))
-    if axis in ("tokens", "samples", "steps") and alike and one["epochs"] and other["epochs"]:
+    if axis in BY_LENGTH and alike and one["epochs"] and other["epochs"]:
         return one["epochs"], other["epochs"], "epochs"
     return 0, 0, axis
 

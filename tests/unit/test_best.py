@@ -7,11 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_runs import assert_same_weights, ledger, read_json, rows, untimed, weights
+from engine_runs import (
+    TALKING,
+    assert_same_weights,
+    ledger,
+    read_json,
+    rows,
+    untimed,
+    weights,
+    write_dialogues,
+)
 from fake_results import write_json, write_study
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from engine import best, evaluate
+from engine import best, chat, evaluate, generate
 from engine.best import Best
 from engine.config import ConfigError, load, resolve
 from engine.evaluations import Evaluations
@@ -230,3 +239,29 @@ def test_a_trial_of_memory_with_its_one_evaluation_is_a_run(tmp_path):
     config = settings_of_trial(resolve({"keep_best": True}, "test"), 2)
     (tmp_path / "trial.toml").write_text(toml(config), encoding="utf-8")
     assert not load(tmp_path / "trial.toml").saving.keep_best
+
+
+@pytest.mark.parametrize(("command", "more"), [(generate, ["--prompt", "a"]), (chat, ["--persona", "p.txt"])])
+def test_a_command_asks_for_the_weights_that_it_was_told(monkeypatch, command, more):
+    asked = []
+
+    def open_run(directory, which):
+        asked.append((str(directory), which))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(command, "open_run", open_run)
+    for own in ([], ["--weights", "best"]):
+        monkeypatch.setattr(sys, "argv", ["command", "run", *more, *own])
+        with pytest.raises(SystemExit, match="2"):
+            command.main()
+    assert asked == [("run", "final"), ("run", "best")]
+
+
+def test_a_conversation_is_with_the_weights_that_were_asked_for(lab):
+    write_dialogues(lab.directory / "dialogues")
+    run = lab.train(**TALKING, steps=2, eval_interval=1, keep_best=True)
+    path = run / best.FILE
+    save_file({name: w + 1 for name, w in kept(run).items()}, path)
+    assert_same_weights(dict(chat.open_run(run, "best")[2].state_dict()), kept(run))
+    assert_same_weights(dict(chat.open_run(run)[2].state_dict()), weights(run))
+    assert ledger(run)["keep_best"]["requested"] == "highest val_accuracy"
