@@ -100,7 +100,6 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         self.pruner = Pruner(self.model, self.optimizer, config.pruning, steps=t.steps, seed=config.run.seed)
         self.sparsity = Sparsity(self.pruner, self.tokens_seen)
-        self.best = Best(config, self.task, self.sparsity, ranks)
         self.step = Step(
             self.model,
             self.optimizer,
@@ -115,6 +114,7 @@ class Trainer:
             pruner=self.pruner,
         )
         self.average = averaging.Average(self.model, t.average_decay)
+        self.best = Best(config, self.task, self.sparsity, ranks)
         self.noise = NoiseScale(self.step, config.logging.noise_scale_interval, t.batch_size)
         self.beside = (self.noise, self.sparsity, self.attention)
         self.memory = StepMemory(
