@@ -67,7 +67,7 @@ def check(config: Config, ranks: parallel.Ranks) -> None:
 
 
 def build_model(config: Config, vocabulary_size: int, ranks: parallel.Ranks, classes: int = 0) -> nn.Module:
-    """The run's model, wrapped and spread; unless it was given weights, they depend on the seed alone.
+    """The run's model, wrapped and spread; unless it was given weights, they depend on `seed` alone.
 
     classes: of labelled rows; 0 for text.
     """

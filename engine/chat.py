@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel
+from engine import best, parallel
 from engine.config import Config, Parallel
 from engine.data.dialogue_tokens import SPECIALS, Encoder
 from engine.errors import ConfigError, command
@@ -141,7 +141,7 @@ def unknown_in(encoder: Encoder, text: str) -> int:
     return encoder.unknown - before
 
 
-def open_run(directory: Path) -> tuple[Config, Encoder, torch.nn.Module]:
+def open_run(directory: Path, which: str = "final") -> tuple[Config, Encoder, torch.nn.Module]:
     """(configuration, encoder of its dialogues, model on the CPU) of a finished double-heads run.
 
     Raises ConfigError for a run of another model, and as engine.generate.opened does.
@@ -151,7 +151,7 @@ def open_run(directory: Path) -> tuple[Config, Encoder, torch.nn.Module]:
         problem = f"model = {config.model.model!r}: it was not trained on dialogues; a {CHATBOT!r} was"
         more = "; engine.generate lets this one write" if config.model.model == "gpt" else ""
         raise ConfigError(problem + more, str(directory))
-    tokenizer, model = opened(directory, config, len(SPECIALS))
+    tokenizer, model = opened(directory, config, len(SPECIALS), which)
     return config, Encoder(tokenizer), model
 
 
@@ -219,6 +219,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=REPLY_TOKENS, help="of a reply at most (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the random choices (%(default)s)")
+    best.add_argument(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser.parse_args()
 
@@ -234,7 +235,7 @@ def _script(path: Path | None) -> tuple[list[str] | None, str]:
 @command
 def main() -> None:
     a = _arguments()
-    config, encoder, model = open_run(a.directory)
+    config, encoder, model = open_run(a.directory, a.weights)
     sampling = rules(a.temperature, a.top_p)
     problems = sampling.problems(encoder.vocabulary_size)
     problems += [f"tokens = {a.tokens}: must be ≥ 1"] if a.tokens < 1 else []

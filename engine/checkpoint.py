@@ -31,6 +31,7 @@ ROWS = (
     "evals.csv",
     "events.jsonl",
     "samples.jsonl",
+    "best.safetensors",
     *(beside.FILE for beside in (NoiseScale, AttentionMetrics, Sparsity)),
 )  # what the run directory must hold again after a restart
 

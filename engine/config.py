@@ -56,6 +56,11 @@ class Config:
         return Path("results") / self.run.study / f"{self.run.run}-{self.run.seed}"
 
     @property
+    def order_seed(self) -> int:
+        """The seed of the data order: data_seed, or where that is not set the run's."""
+        return self.run.seed if self.run.data_seed < 0 else self.run.data_seed
+
+    @property
     def peak_lr(self) -> float:
         """The learning rate at the schedule's peak: lr, times what lr_rule makes of batch_size / lr_batch_size.
 
@@ -154,6 +159,12 @@ def effect_problems(values: Mapping, unknown: Collection[str] = ()) -> dict[str,
     return problems
 
 
+def in_epochs(values: Mapping) -> set[str]:
+    """Settings whose values only the token files tell, because flat `values` say them in epochs."""
+    pairs = {"steps": "epochs", "warmup_steps": "warmup_epochs"}
+    return {steps for steps, epochs in pairs.items() if values.get(epochs, 0)}
+
+
 def _value(value) -> str:
     """As TOML and YAML have it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -169,7 +180,7 @@ def resolve(
     names the file in its message.
     """
     known = {k: v for k, v in values.items() if k in SETTINGS and SETTINGS[k].accepts(v)}
-    unknown = values.keys() - known.keys()
+    unknown = values.keys() - known.keys() | in_epochs(known)
     if only:
         unknown |= {s.name for s in SETTINGS.values() if s.section not in only}
     sections = {

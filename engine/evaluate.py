@@ -1,8 +1,9 @@
 """Evaluation of a finished run: every target of a split scored exactly once.
 
 `python -m engine.evaluate RUN_DIRECTORY SPLIT OUTPUT.json` scores a finished run's final model; a diverged run has
-none, and OUTPUT.json says so, as of a split without text (test_percent = 0). What is scored and how is the task's
-(engine/tasks/).
+none, and OUTPUT.json says so, as of a split without text (test_percent = 0). With `--weights best` it scores what the
+run's best evaluation had (engine/best.py); OUTPUT.json says that too, and no study takes it for the final model. What
+is scored and how is the task's (engine/tasks/).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel, tasks, vocabulary
+from engine import best, parallel, tasks, vocabulary
 from engine.config import Config, Parallel, load
 from engine.data.prepare import open_tokens
 from engine.errors import command
@@ -28,11 +29,11 @@ def evaluated(config: Config, rows, operand_dtype: torch.dtype, *, limit: int = 
     }
 
 
-def final_model(directory: Path, config: Config, vocabulary_size: int, classes: int = 0) -> torch.nn.Module:
-    """The trained model of a run directory, on the CPU."""
-    from safetensors.torch import load_file
-
-    return plain_model(config, vocabulary_size, load_file(directory / "model.safetensors"), classes)
+def final_model(
+    directory: Path, config: Config, vocabulary_size: int, classes: int = 0, which: str = "final"
+) -> torch.nn.Module:
+    """The trained model of a run directory, on the CPU; which: of its weights, of engine.best.KINDS."""
+    return plain_model(config, vocabulary_size, best.read(directory, which), classes)
 
 
 def plain_model(
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("split", choices=("train", "validation", "test"))
     parser.add_argument("output", type=Path)
+    best.add_argument(parser)
     arguments = parser.parse_args()
     metrics = read_outcome(arguments.directory)
     of = {key: metrics[key] for key in ("status", "study", "run", "seed", "config_sha256")}
@@ -71,9 +73,11 @@ def main() -> None:
         write_json(arguments.output, {**of, "split": arguments.split, "reason": reason})
         return
     ranks = parallel.start(Parallel(), config.run.device)  # however many processes trained it, one scores it
-    model = final_model(
-        arguments.directory, config, tokens.meta["vocabulary_size"], tasks.class_count(tokens.meta)
-    ).to(ranks.device)
+    classes, which = tasks.class_count(tokens.meta), arguments.weights
+    model = final_model(arguments.directory, config, tokens.meta["vocabulary_size"], classes, which)
+    model.to(ranks.device)
+    if which == "best":
+        of |= {"weights": "best", "weights_step": best.step_of(arguments.directory)}
     scores = task.evaluate(model, rows, config, ranks)
     found = {
         "split": arguments.split,

@@ -36,8 +36,8 @@ class Evaluations:
         columns += [] if self._of_train is None else OF_TRAIN
         self.table = rundir.Table(directory / "evals.csv", columns)
 
-    def add(self, step: int, tokens_seen: int, model: torch.nn.Module) -> None:
-        """Score `model` after `step`; every rank must call this."""
+    def add(self, step: int, tokens_seen: int, model: torch.nn.Module) -> dict[str, float]:
+        """Score `model` after `step`; its scores by column. Every rank must call this."""
         on_gpu = self._ranks.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self._ranks.device)
@@ -56,6 +56,7 @@ class Evaluations:
                 step=step + 1,
                 **{name: round(value, 4) for name, value in scores.items()},
             )
+        return scores
 
     def _scores(self, model: torch.nn.Module) -> dict[str, float]:
         limit = self._config.evaluation.eval_tokens

@@ -45,13 +45,16 @@ def settings_of_trial(config: Config, micro: int) -> Config:
         training=replace(
             t,
             steps=STEPS,
+            epochs=0.0,
             batch_size=micro * replicas(config),
             micro_batch_size=0,
             first_length=0,
             lengthening_steps=0,
             curriculum="none",
         ),
-        schedule=replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, STEPS)),
+        schedule=replace(
+            config.schedule, warmup_steps=min(config.schedule.warmup_steps, STEPS), warmup_epochs=0.0
+        ),
         pruning=replace(p, pruning_start=0, pruning_hold=min(p.pruning_hold, 1), pruning_interval=1),
         memory=replace(config.memory, on_out_of_memory="stop"),
         runtime=replace(config.runtime, profile_steps=0, scaling_probe_steps=0),
@@ -61,7 +64,7 @@ def settings_of_trial(config: Config, micro: int) -> Config:
             eval_tokens=config.model.context if cut else 0,
             eval_precision=config.evaluation.eval_precision,
         ),
-        saving=replace(config.saving, checkpoint_interval=0),
+        saving=replace(config.saving, checkpoint_interval=0, keep_best=False),
         logging=Logging(
             log_interval=STEPS,
             activation_norm_layers=logging.activation_norm_layers,

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from engine import parallel, runtime, tasks, vocabulary
+from engine import best, parallel, runtime, tasks, vocabulary
 from engine.config import Config, Parallel
 from engine.errors import ConfigError, command
-from engine.evaluate import final_model
+from engine.evaluate import plain_model
 from engine.models.attention import Cache
-from engine.pretrained import VOCABULARY_ROWS, finished, read_weights, true_rows
+from engine.pretrained import VOCABULARY_ROWS, finished, true_rows
 from engine.step import autocast
 from engine.tasks import next_token
 
@@ -105,7 +105,7 @@ def generate(
     return text
 
 
-def open_run(directory: Path) -> tuple[Config, object, torch.nn.Module]:
+def open_run(directory: Path, which: str = "final") -> tuple[Config, object, torch.nn.Module]:
     """(configuration, tokenizer, model on the CPU) of a finished run.
 
     It needs nothing but the directory. Raises ConfigError if the run is not complete, or its vocabulary is missing,
@@ -117,16 +117,20 @@ def open_run(directory: Path) -> tuple[Config, object, torch.nn.Module]:
         raise ConfigError(f"model = {CHATBOT!r}: {problem}", str(directory))
     if tasks.of(config) is not next_token:
         raise ConfigError(f"model = {config.model.model!r}: it writes no text; a 'gpt' does", str(directory))
-    return config, *opened(directory, config)
+    return config, *opened(directory, config, which=which)
 
 
-def opened(directory: Path, config: Config, specials: int = 0) -> tuple[object, torch.nn.Module]:
+def opened(
+    directory: Path, config: Config, specials: int = 0, which: str = "final"
+) -> tuple[object, torch.nn.Module]:
     """(tokenizer, model on the CPU) of a finished run whose model writes; specials: tokens beside the tokenizer's.
+
+    which: of its weights, of engine.best.KINDS.
 
     Raises ConfigError as `open_run` does.
     """
     tokenizer = vocabulary.of_run(directory, config)
-    weights = read_weights(directory)
+    weights = best.read(directory, which)
     size, padded_to = tokenizer.vocabulary_size + specials, config.model.pad_vocabulary_to
     found = {name: true_rows(weights[name], padded_to) for name in VOCABULARY_ROWS if name in weights}
     problems = [
@@ -136,7 +140,7 @@ def opened(directory: Path, config: Config, specials: int = 0) -> tuple[object, 
     ]
     if problems:
         raise ConfigError(problems, str(directory))
-    return tokenizer, final_model(directory, config, size).eval()
+    return tokenizer, plain_model(config, size, weights).eval()
 
 
 def encode_prompt(tokenizer, prompt: str) -> torch.Tensor:
@@ -164,6 +168,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="> 1: fewer (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the random choices (%(default)s)")
     parser.add_argument("--samples", type=int, default=1, help="texts to generate (%(default)s)")
+    best.add_argument(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--no-cache", action="store_true", help="compute every token anew; the text is the same"
@@ -174,7 +179,7 @@ def _arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     a = _arguments()
-    config, tokenizer, model = open_run(a.directory)
+    config, tokenizer, model = open_run(a.directory, a.weights)
     sampling = Sampling(a.repetition_penalty, a.temperature, a.top_k, a.top_p)
     problems = sampling.problems(tokenizer.vocabulary_size)
     problems += [

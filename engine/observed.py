@@ -9,6 +9,7 @@ import torch
 
 from engine import (
     compiling,
+    epochs,
     float8,
     gradient_sums,
     ladder,
@@ -19,6 +20,7 @@ from engine import (
     pretrained,
     random_replay,
     runtime,
+    seeds,
     step_graph,
 )
 from engine.config import Config
@@ -75,6 +77,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *step_graph.lines(run.step.graph, config.compile.step_graph, run.steps_here),
         *data(config, run, model.drawn_with),
         run.rates.line(run.steps_taken - 1),
+        *epochs.lines(run.asked, run.order, run.steps_taken, run.step.schedule.warmup_steps),
         *optimizers.lines(config.optimizer, run.optimizer),
         *runtime.lines(config.runtime, seen.ranks.device, run.collector),
         *run.shards.lines(),
@@ -87,6 +90,7 @@ def of_run(config: Config, seen: Observed, run) -> list[Line]:
         *run.attention.lines(run.evaluations.count),
         *run.sparsity.lines(config.pruning, run.steps_taken, seen.ranks, config.parallel),
         *run.average.lines(config.training.average_decay, run.steps_taken, run.evaluations.count),
+        *run.best.lines(config.saving.keep_best, run.directory, run.evaluations),
         *pretrained.lines(model, config.model),
         *ladder.lines(run.events),
     ]
@@ -232,11 +236,5 @@ def data(config: Config, run, weights_seed: int) -> list[Line]:
             "batches that the loop was given",
             steps_taken == config.training.steps,
         ),
-        _seed(config.run.seed, order.seed, weights_seed),
+        *seeds.lines(config, order.seed, weights_seed),
     ]
-
-
-def _seed(wanted: int, order: int, weights: int) -> Line:
-    in_effect = str(order) if order == weights else f"{order} of the data order, {weights} of the weights"
-    how = "the data order's own seed, and the generator's that drew the initial weights"
-    return Line("seed", str(wanted), in_effect, how, wanted == order == weights)

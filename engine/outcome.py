@@ -1,7 +1,6 @@
 """What a run leaves at its end: its weights and figures, or that it diverged. `metrics.json` is written last."""
 
 import torch
-import torch.nn as nn
 
 from engine import compiling, guards, latency, lengths, parallel, probes, rundir, scaling, vocabulary
 from engine.evaluate import evaluated
@@ -21,6 +20,7 @@ def diverged(run, end: Diverged) -> None:
         for beside in run.beside:
             beside.cut(run.directory, end.step)
         rundir.cut_samples(run.directory, end.step)
+        run.best.discard(run.directory)
         outcome = {"step": end.step, "reason": end.reason}
         rundir.append_event(run.directory, "diverged", **outcome)
         counts = guards.counts(run.step.guard, run.step.loss_scale)
@@ -52,7 +52,7 @@ def complete(run) -> None:
 
 
 def _save_model(run) -> None:
-    weights = full_weights(run.model)
+    weights = parallel.full_weights(run.model)
     if run.ranks.is_first:
         from safetensors.torch import save_file
 
@@ -130,13 +130,3 @@ def _memory(run, rows: list[dict]) -> dict[str, float | None]:
 
 def _scaled(value: int | None, unit: int) -> float | None:
     return None if value is None else value / unit
-
-
-def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights, whole and on the CPU, by their plain names (every rank must call this)."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {
-        name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=options).items()
-    }

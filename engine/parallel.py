@@ -278,3 +278,13 @@ def wait_for_all() -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DDP."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, whole and on the CPU, by their plain names (every rank must call this)."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {
+        name: tensor.contiguous() for name, tensor in get_model_state_dict(model, options=options).items()
+    }

@@ -96,17 +96,17 @@ def true_rows(weight: torch.Tensor, padded_to: int) -> int:
     return int(used.max()) + 1 if len(used) else 0
 
 
-def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a directory's model.safetensors. Raises ConfigError if it is missing or damaged."""
+def read_weights(directory: Path, name: str = WEIGHTS) -> dict[str, torch.Tensor]:
+    """The tensors of a directory's file `name`. Raises ConfigError if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not (directory / WEIGHTS).is_file():
-        raise ConfigError(f"no {WEIGHTS}", str(directory))
+    if not (directory / name).is_file():
+        raise ConfigError(f"no {name}", str(directory))
     try:
-        return load_file(directory / WEIGHTS)
+        return load_file(directory / name)
     except SafetensorError as error:
-        raise ConfigError(f"{WEIGHTS} cannot be read: {error}", str(directory)) from None
+        raise ConfigError(f"{name} cannot be read: {error}", str(directory)) from None
 
 
 def finished(directory: Path):

@@ -6,7 +6,7 @@
         and, of a run with sample_tokens, samples.jsonl; with profile_steps, trace.json.gz  profile.json; with
         scaling_probe_steps, scaling.json; with noise_scale_interval, noise_scale.csv; with attention_sequences,
         attention.csv; with latency_lengths, latency.json; with monitor_interval, device.csv; with pruning,
-        sparsity.csv; where stages/train.py started it, output.log
+        sparsity.csv; with keep_best, best.safetensors; where stages/train.py started it, output.log
 
 `metrics.json` is written last and removed first: a directory without it is an incomplete run. It says whose it is;
 of a run that a guard stopped it says that and no more, and there is no model.

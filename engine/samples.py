@@ -5,10 +5,13 @@ it takes no memory of a GPU that a plan would have to know of. It draws from ran
 samples trains as one without.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from engine import parallel, rundir
 from engine.config import Config
 from engine.data.prepare import Tokens, load_tokenizer
 from engine.errors import ConfigError
@@ -33,6 +36,12 @@ class Sampler:
                 raise ConfigError([p.replace("--prompt", "sample_prompt") for p in error.problems]) from None
         else:
             self.prompt = torch.from_numpy(tokens.validation[:PROMPT_TOKENS].astype(np.int64))[None]
+
+    def leave(self, step: int, model: torch.nn.Module, directory: Path, ranks: parallel.Ranks) -> None:
+        """Add one of `model` to the run's samples; every rank must call this."""
+        weights = parallel.full_weights(model)
+        if ranks.is_first:
+            rundir.append_sample(directory, step, self(weights))
 
     def __call__(self, weights: dict[str, torch.Tensor]) -> dict[str, str]:
         """`prompt` and the `text` that goes on from it; weights: whole, by their plain names."""

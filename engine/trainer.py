@@ -12,6 +12,7 @@ from engine import (
     averaging,
     checkpoint,
     compiling,
+    epochs,
     ladder,
     lengths,
     observed,
@@ -27,6 +28,7 @@ from engine import (
     vocabulary,
 )
 from engine.attention_metrics import AttentionMetrics
+from engine.best import Best
 from engine.build import build_model, build_optimizer, check
 from engine.config import Config
 from engine.data import curriculum
@@ -59,8 +61,9 @@ def run(config: Config, tokens: Tokens) -> None:
         ladder.limit_memory(config.memory, ranks.device)
         writer = rundir.only_writer(config.directory) if ranks.is_first else contextlib.nullcontext()
         with writer:
+            planned = epochs.in_steps(config, tokens.meta)
             ladder.run_with_ladder(
-                config, lambda used, events: Trainer(used, tokens, ranks, events, asked=config).train()
+                planned, lambda used, events: Trainer(used, tokens, ranks, events, asked=config).train()
             )
     finally:
         parallel.stop()
@@ -77,7 +80,7 @@ class Trainer:
         asked: the configuration at first, of which `config` has what is left then.
         """
         self.config, self.tokens, self.ranks, self.events = config, tokens, ranks, events
-        self.identity = rundir.identity(asked)
+        self.asked, self.identity = asked, rundir.identity(asked)
         t = config.training
         self.task = tasks.of(config)
         self.order = self.task.train_order(tokens, config)
@@ -113,6 +116,7 @@ class Trainer:
             pruner=self.pruner,
         )
         self.average = averaging.Average(self.model, t.average_decay)
+        self.best = Best(config, self.task, self.sparsity, ranks)
         self.noise = NoiseScale(self.step, config.logging.noise_scale_interval, t.batch_size)
         self.beside = (self.noise, self.sparsity, self.attention)
         self.memory = StepMemory(
@@ -184,13 +188,14 @@ class Trainer:
             self._report(step)
         if self._due(step, self.config.evaluation.eval_interval):
             with self._timed("eval_seconds"), self.average.in_place():
-                self.evaluations.add(step, self.tokens_seen(step), self.model)
+                scores = self.evaluations.add(step, self.tokens_seen(step), self.model)
                 self.sparsity.note(step)
                 self.attention.note(step, self.tokens_seen(step), self.model, self.optimizer)
                 if self.ranks.is_first:
                     self.write_beside()
+                self.best.consider(step, scores, self.model, self.directory)
                 if self.sampler:
-                    self._sample(step)
+                    self.sampler.leave(step, self.model, self.directory, self.ranks)
         if self._checkpoint_due(step):
             with self._timed("checkpoint_seconds"):
                 self._save_checkpoint(step)
@@ -244,6 +249,8 @@ class Trainer:
             (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
             vocabulary.keep(self.tokens.directory, self.directory)
             self.evaluations.open(self.directory)
+            length = epochs.length(self.config, self.order.samples_per_epoch)
+            probes.progress_line(event="length", run=self.config.run.run, seed=self.config.run.seed, **length)
             self.recorder = probes.Recorder(
                 self.directory,
                 self.ranks.device,
@@ -267,7 +274,8 @@ class Trainer:
     def stateful(self) -> dict:
         """What a checkpoint must hold besides weights, optimizer and random states."""
         own = {"average": self.average} if self.average.decay else {}
-        return self.step.stateful | own | ({"pruner": self.pruner} if self.pruner.tensors else {})
+        own |= {"pruner": self.pruner} if self.pruner.tensors else {}
+        return self.step.stateful | own | ({"best": self.best} if self.best.on else {})
 
     @property
     def steps_here(self) -> int:
@@ -384,11 +392,6 @@ class Trainer:
             tokens_per_second=round(self.tokens_seen(0) / seconds),
             seconds_left=round(left, 1),
         )
-
-    def _sample(self, step: int) -> None:
-        weights = outcome.full_weights(self.model)
-        if self.ranks.is_first:
-            rundir.append_sample(self.directory, step, self.sampler(weights))
 
     def _save_checkpoint(self, step: int) -> None:
         if self.ranks.is_first:

@@ -17,7 +17,15 @@ from metrics.measures import AXES
 from metrics.rows import Results, RunSeed
 
 # A step's samples follow from these, so that runs which differ in one cannot read the same ones in a step.
-ORDER_SETTINGS = ("batch_size", "context", "steps", "curriculum", "curriculum_steps", "curriculum_start")
+ORDER_SETTINGS = (
+    "data_seed",
+    "batch_size",
+    "context",
+    "steps",
+    "curriculum",
+    "curriculum_steps",
+    "curriculum_start",
+)
 # What none may have otherwise than the baseline unless the study says so of one of them.
 SAME = ("clip_norm", "weight_decay", "dropout", "precision")
 HASHES = ("evaluation_sha256", "evaluation_precision")  # in metrics.json and in the test's file
@@ -59,7 +67,7 @@ def judge(results: Results) -> dict[str, Judgement]:
 
 def _judge(results: Results, run: str, invalid: dict[str, tuple[str, ...]]) -> Judgement:
     baseline = results.study.baseline
-    notes = _each(results, run, _unchecked)
+    notes = (*_each(results, run, _unchecked), *_one_order(results, run))
     if run == baseline:
         return Judgement(invalid=invalid[run], notes=notes)
     pairs = list(_pairs(results, run))
@@ -253,6 +261,17 @@ def _unchecked(one: RunSeed) -> Iterator[str]:
         absent.append("test set and its precision")
     if absent:
         yield f"not checked (rows without hashes): {', '.join(absent)}"
+
+
+def _one_order(results: Results, run: str) -> Iterator[str]:
+    """Seeds that draw other weights and read the same samples in each step."""
+    done = [one for one in results.of(run) if one.state == "complete"]
+    orders = {one.config.get("data_seed", -1) for one in done}
+    if len(done) > 1 and min(orders) >= 0:
+        yield (
+            f"its seeds have one data order (data_seed = {min(orders)}), so its interval is of initial weights and "
+            "dropout alone"
+        )
 
 
 def machine_differences(

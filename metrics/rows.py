@@ -247,7 +247,7 @@ def _test(path: Path, mine: dict[str, Any], labelled: bool) -> dict[str, Any]:
     """
     found = files.json_object(path) if path.is_file() else {}
     if found:
-        checks.require_identity(path, found, mine)
+        checks.require_identity(path, found, {**mine, "weights": "final"})
     if not found or "reason" in found:  # why nothing was scored: there is no test text
         return {}
     checks.require_numbers(path, found, columns.LABELLED_TEST_KEYS if labelled else columns.TEST_KEYS)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import SETTINGS, Config, load, nearest
+from engine.config import SETTINGS, Config, in_epochs, load, nearest
 from engine.errors import ConfigError, command
 
 FILE = "checklist.json"
@@ -25,7 +25,7 @@ OF_DATA = {
     "train_tokens_at_least": lambda meta: meta["splits"]["train"]["tokens"],
     "train_sha256": lambda meta: meta["splits"]["train"]["sha256_tokens"],
 }
-OWN = ("steps",)  # what a run with a budget of its own has otherwise
+OWN = ("steps", "epochs")  # what a run with a budget of its own has otherwise
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def of_settings(expects: dict, config: Config, own_budget: Iterable[str] = ()) -
         if name in OF_DATA or (name in OWN and config.run.run in own_budget):
             continue
         found = OF_STEP[name](config) if name in OF_STEP else flat[name]
+        if name in in_epochs(flat):
+            found = "said in epochs"  # only the token files tell how many
         checks.append(_check(name, wanted, found))
     return checks
 

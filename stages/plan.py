@@ -117,7 +117,7 @@ def _unexpected(study: dict, configs: dict[str, object]) -> list[str]:
         said += [
             f"perplexity_at: {step} steps are not evaluated with eval_interval = {every}"
             for step in study["perplexity_at"]
-            if step % every and step != config.training.steps
+            if step % every and (config.training.epochs or step != config.training.steps)
         ]
         for words in said:
             found.setdefault(words, []).append(name)

@@ -65,7 +65,17 @@ def _mean(values: list[float]) -> float:
 
 
 def _tokens(config: Config) -> int:
-    return config.training.steps * config.training.batch_size * config.model.context
+    """Tokens that it trains on; 1, as a stand-in, if its length is in epochs and there are no token files yet."""
+    t, steps = config.training, config.training.steps
+    if t.epochs:
+        meta = config.tokens_directory / "meta.json"
+        if not meta.is_file():
+            return 1
+        from engine.epochs import samples_per_epoch, steps_of  # numpy, which the plan does without
+
+        samples = samples_per_epoch(json.loads(meta.read_text(encoding="utf-8")), config)
+        steps = steps_of(t.epochs, samples, t.batch_size)
+    return steps * t.batch_size * config.model.context
 
 
 def _seconds(directory: Path, plan: Path) -> float | None:

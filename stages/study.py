@@ -28,6 +28,7 @@ STUDY_KEYS = {"study": str, "question": str, "baseline": str, "metric": str, "se
 # Study keys that may be left out, with their defaults.
 OPTIONAL = {"axis": "tokens", "frozen": [], "scaling": {}, "criteria": [], "to_beat": {}}
 PLANNED = ("study", "run", "seed")  # settings that the plan fills in
+BY_LENGTH = ("tokens", "samples", "steps")  # axes of which a run's length says how much it has
 BOUNDS = ("at_least", "at_most")
 TO_BEAT = ("measure", "value", "says")  # and not_comparable, which says why
 IMAGINABLE = 2  # efficiency that no run has, whatever its caches hold; a bound beyond it decides nothing
@@ -107,29 +108,46 @@ def fairness_problems(study: dict, base: dict) -> list[str]:
         problems.append(
             f"metric = {study['metric']!r}: there is no test with test_percent = 0; set metric = 'val_loss'"
         )
+    if study.get("budget") and study["axis"] in BY_LENGTH and baseline["epochs"]:
+        problems.append(
+            f"budget = {study['budget']!r}: only the token files tell how many {study['axis']} epochs = "
+            f"{baseline['epochs']:g} are; say it in steps, or set budget = 0 (not said)"
+        )
     for name, own in study["runs"].items():
         problems += [
             f"runs.{name}.{key} = {own[key]!r}: {key} is frozen by the study, which has {shared[key]!r}"
             for key in study["frozen"]
             if key in own and SETTINGS[key].typed(own[key]) != SETTINGS[key].typed(shared[key])
         ]
-        mine, theirs = (budget(study["axis"], one) for one in (shared | own, baseline))
+        mine, theirs, unit = _amounts(study["axis"], shared | own, baseline)
         if name in study["own_budget"]:
             if mine and mine == theirs:
-                problems.append(
-                    f"own_budget: runs.{name} is given the {mine:,} {study['axis']} of the baseline"
-                )
+                problems.append(f"own_budget: runs.{name} is given the {mine:,} {unit} of the baseline")
         elif mine != theirs:
             problems.append(
-                f"runs.{name}: is given {mine:,} {study['axis']}, the baseline {study['baseline']} {theirs:,}, and "
-                f"the study compares at {AXES[study['axis']].words} (axis = {study['axis']!r}); change its steps, or "
-                "the axis, or list it in own_budget, which shows it apart"
+                f"runs.{name}: is given {mine:,} {unit}, the baseline {study['baseline']} {theirs:,}, and "
+                f"the study compares at {AXES[study['axis']].words} (axis = {study['axis']!r}); change its "
+                f"{'epochs' if unit == 'epochs' else 'steps'}, or the axis, or list it in own_budget, which shows it "
+                "apart"
             )
     return problems
 
 
+def _amounts(axis: str, one: dict, other: dict) -> tuple[float, float, str]:
+    """How much of the axis two runs ask for, and in what; 0 and 0 where only the runs themselves can tell."""
+    mine, theirs = budget(axis, one), budget(axis, other)
+    if mine and theirs:
+        return mine, theirs, axis
+    alike = all(one[key] == other[key] for key in ("batch_size", "context"))
+    if axis in BY_LENGTH and alike and one["epochs"] and other["epochs"]:
+        return one["epochs"], other["epochs"], "epochs"
+    return 0, 0, axis
+
+
 def budget(axis: str, values: dict) -> int:
     """How much of the axis these settings ask for; 0 where only the run itself can tell."""
+    if values["epochs"]:  # how many steps they are, the token files tell
+        return 0
     samples = values["steps"] * values["batch_size"]
     amounts = {"tokens": samples * values["context"], "samples": samples, "steps": values["steps"]}
     return amounts.get(axis, 0)

@@ -44,7 +44,7 @@ def show(lines, console: Console, title: str, steps: int) -> None:
             fields = parsed(line)
             if fields.get("event") == "step":
                 figures = f"loss {fields['train_loss']:.3f}  {fields['tokens_per_second']:,} tokens/s"
-                progress.update(task, completed=fields["step"], figures=figures)
+                progress.update(task, completed=fields["step"], total=fields["steps"], figures=figures)
             elif not fields:
                 progress.console.print(line.rstrip(), markup=False, highlight=False)
 

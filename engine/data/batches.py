@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.data.examples import IGNORED
-from engine.data.order import Order
+from engine.data.order import Order, windows
 from engine.errors import ConfigError
 from engine.ledger import Line
 from engine.profiling import part
@@ -38,8 +38,7 @@ class TrainOrder(Order):
                 f"the training split has {len(tokens)} tokens; context = {context} needs "
                 f"at least {context + 1}"
             )
-        # As many windows as fit behind the largest offset, and at least one.
-        super().__init__(max(1, (len(tokens) - context) // context), context, batch_size, seed)
+        super().__init__(windows(len(tokens), context), context, batch_size, seed)
         self.tokens = tokens
         self._offsets = min(context, len(tokens) - self.samples_per_epoch * context)
 

@@ -9,6 +9,14 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 
+def windows(tokens: int, context: int) -> int:
+    """How many windows of `context` + 1 of so many tokens an epoch has, whatever its offset.
+
+    As many as fit behind the largest offset, and at least one; 0 where there are too few tokens for one.
+    """
+    return max(1, (tokens - context) // context) if tokens > context else 0
+
+
 class Order(ABC):
     """Samples drawn without replacement within an epoch; every epoch has the same number of them.
 

@@ -11,6 +11,7 @@ def checks(c) -> list[Check]:
     """The rules of this file, for a Config."""
     return [
         *_evaluation(c),
+        *_best(c),
         *_samples(c.evaluation),
         *_probes(c),
         *_attention_metrics(c),
@@ -35,6 +36,23 @@ def _evaluation(c) -> list[Check]:
             f"eval_train_rows = {c.evaluation.eval_train_rows}: must be ≤ max_train_rows = "
             f"{c.data.max_train_rows}",
         ),
+    ]
+
+
+def _best(c) -> list[Check]:
+    """keep_best needs another evaluation to choose from than the last step's."""
+    steps, every, prunes = c.training.steps, c.evaluation.eval_interval, c.pruning.pruning != "none"
+    first = steps - c.pruning.pruning_hold if prunes else 1  # the updates from which evaluations count
+    others = (steps - 1) // every - (first - 1) // every
+    which = f"of evaluations at the target sparsity, with pruning_hold = {c.pruning.pruning_hold}, " * prunes
+    more = " or a longer pruning_hold" * prunes
+    return [
+        (
+            ("keep_best", "eval_interval", "steps", "pruning", "pruning_hold"),
+            c.saving.keep_best and others < 1,
+            f"keep_best = true: would do nothing with eval_interval = {every} and steps = {steps}: {which}there "
+            f"is the last step's alone; set a smaller eval_interval{more}, or keep_best = false",
+        )
     ]
 
 

@@ -107,7 +107,13 @@ def _spam(o) -> list[Check]:
 
 def _steps(c) -> list[Check]:
     steps, warmup, traced = c.training.steps, c.schedule.warmup_steps, c.runtime.profile_steps
+    epochs, warmup_epochs = c.training.epochs, c.schedule.warmup_epochs
     return [
+        (
+            ("warmup_epochs", "epochs"),
+            0 < epochs < warmup_epochs,
+            f"warmup_epochs = {warmup_epochs:g}: must be ≤ epochs = {epochs:g}",
+        ),
         (
             ("warmup_steps", "steps"),
             warmup > steps,

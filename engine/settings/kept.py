@@ -9,7 +9,19 @@ from engine.declare import setting
 class Run:
     study: str = setting("by_hand", "name of the study this run belongs to")
     run: str = setting("run", "name of the run within its study")
-    seed: int = setting(1, "seed of initial weights, data order and dropout", at_least=0, at_most=2**32 - 1)
+    seed: int = setting(
+        1,
+        "seed of initial weights and dropout, and of the data order unless data_seed is set; evaluations follow from "
+        "no seed",
+        at_least=0,
+        at_most=2**32 - 1,
+    )
+    data_seed: int = setting(
+        -1,
+        "seed of the data order: which samples a step has, and the wrong replies of redraw_candidates; -1: seed",
+        at_least=-1,
+        at_most=2**32 - 1,
+    )
     device: str = setting("auto", "device; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
@@ -72,6 +84,11 @@ class Evaluation:
 class Saving:
     checkpoint_interval: int = setting(
         0, "steps between checkpoints for resuming; 0: none", unit="steps", at_least=0
+    )
+    keep_best: bool = setting(
+        False,
+        "the weights of the best evaluation are kept beside the final ones: of the lowest validation loss, or of "
+        "labelled rows the highest accuracy; with pruning only at the target sparsity",
     )
 
 

@@ -154,7 +154,15 @@ class Schedule:
     schedule: str = setting(
         "cosine", "shape of the learning rate after warm-up", choices=("cosine", "linear", "constant")
     )
-    warmup_steps: int = setting(0, "linear warm-up", unit="steps", at_least=0)
+    warmup_steps: int = setting(
+        0, "linear warm-up", unit="steps", at_least=0, only_if={"warmup_epochs": (0,)}
+    )
+    warmup_epochs: float = setting(
+        0.0,
+        "linear warm-up in epochs in place of warmup_steps, rounded up to whole steps; 0: warmup_steps",
+        unit="epochs",
+        at_least=0,
+    )
     min_lr_fraction: float = setting(
         0.1,
         "learning rate at the last step, as a fraction of lr",

@@ -10,7 +10,13 @@ from engine.pruning.scores import SCORES
 
 @dataclass(frozen=True)
 class Training:
-    steps: int = setting(100, "optimizer steps", unit="steps", at_least=1)
+    steps: int = setting(100, "optimizer steps", unit="steps", at_least=1, only_if={"epochs": (0,)})
+    epochs: float = setting(
+        0.0,
+        "length in epochs in place of steps: as many steps as have all their samples, rounded up; 0: steps",
+        unit="epochs",
+        at_least=0,
+    )
     batch_size: int = setting(
         16, "sequences in one optimizer step, over all ranks and micro-batches", unit="sequences", at_least=1
     )

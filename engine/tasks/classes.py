@@ -21,7 +21,7 @@ SAME_LOGITS = (
 
 def train_order(tokens, config: Config) -> ExampleOrder:
     """The rows of every step, in `tokens`, an engine.data.prepare.Tokens."""
-    return ExampleOrder(tokens.train, config.model.context, config.training.batch_size, config.run.seed)
+    return ExampleOrder(tokens.train, config.model.context, config.training.batch_size, config.order_seed)
 
 
 def targets_per_sample(config: Config) -> int:

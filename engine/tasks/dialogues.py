@@ -35,7 +35,7 @@ def train_order(tokens, config: Config) -> ChoiceOrder:
         )
     t = config.training
     return ChoiceOrder(
-        tokens.train, room(config), reply, t.batch_size, config.run.seed, redraw=t.redraw_candidates
+        tokens.train, room(config), reply, t.batch_size, config.order_seed, redraw=t.redraw_candidates
     )
 
 

@@ -19,7 +19,7 @@ COUNTED = "tokens"
 
 def train_order(tokens, config: Config) -> TrainOrder:
     """The windows of every step, in `tokens`, an engine.data.prepare.Tokens."""
-    shape = (tokens.train, config.model.context, config.training.batch_size, config.run.seed)
+    shape = (tokens.train, config.model.context, config.training.batch_size, config.order_seed)
     if config.training.curriculum == "none":
         return TrainOrder(*shape)
     return CurriculumOrder(*shape, config.training)

@@ -5,16 +5,18 @@ Over gloo on the CPU. All runs are trained by one start of forked.py.
 
 import pytest
 from engine_runs import Lab, assert_same_weights, column, events, ledger, read_json, rows, untimed, weights
+from safetensors.torch import load_file
 from test_same_as_one_process import HYBRID, RUN, SHARDED, SPLIT, assert_same_numbers, forked
 
-from engine import plan
+from engine import best, plan
 from engine.noise_scale import NoiseScale
 
 pytestmark = pytest.mark.slow
 
 # A matrix must be whole to be orthogonalised, however it is split; in bf16 a rounding would be seen. A width of 36
 # does not divide evenly.
-MUON = {"steps": 8, "optimizer": "muon", "muon_precision": "fp32", "width": 36, "eval_interval": 8}
+MUON = {"steps": 8, "optimizer": "muon", "muon_precision": "fp32", "width": 36, "eval_interval": 4}
+MUON |= {"keep_best": True}
 WAYS = {
     "ddp": (2, {}),
     "fsdp": (2, SHARDED),
@@ -30,6 +32,7 @@ OTHERS = {
     "amsgrad": ({"optimizer": "adam", "amsgrad": True}, SHARDED),
 }
 RESUMED = {**SHARDED, "optimizer": "muon", "steps": 4, "eval_interval": 2, "checkpoint_interval": 2}
+RESUMED |= {"keep_best": True}
 NOISE = {"steps": 4, "micro_batch_size": 1, "noise_scale_interval": 2, "dropout": 0.0, "eval_interval": 4}
 NOISE_WAYS = {
     "noise_ddp": (2, {}),
@@ -39,6 +42,7 @@ NOISE_WAYS = {
 }
 # An average of the weights, evaluated and kept in their place.
 AVERAGED = {"steps": 6, "batch_size": 4, "micro_batch_size": 0, "average_decay": 0.6, "eval_interval": 3}
+AVERAGED |= {"keep_best": True}
 AVERAGED_WAYS = {"averaged_fsdp": SHARDED, "averaged_ddp": {}}
 # Each rank cuts its own samples; both draw their parts of the same step of the curriculum.
 EASY = {"steps": 6, "batch_size": 4, "micro_batch_size": 0, "eval_interval": 6, "first_length": 4}
@@ -123,6 +127,21 @@ def test_an_interrupted_sharded_run_of_muon_ends_bit_for_bit_like_one_that_was_n
     assert events(again) == [{"event": "resumed", "step": 2}]
     assert untimed(again / "steps.csv") == untimed(whole / "steps.csv")
     assert_same_weights(weights(again), weights(whole))
+    assert (again / best.FILE).read_bytes() == (whole / best.FILE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("one", "way"), [*(("one", w) for w in WAYS), *(("averaged", w) for w in AVERAGED_WAYS)]
+)
+def test_the_best_weights_are_whole_however_they_are_spread(trained, one, way):
+    one, run = trained.run(one), trained.run(way)
+    assert best.step_of(run) == best.step_of(one)
+    mine, expected = load_file(run / best.FILE), load_file(one / best.FILE)
+    assert mine.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert mine[name].shape == weight.shape, name
+        assert (mine[name] - weight).norm() < 1e-3 * max(weight.norm(), 0.1), name
+    assert ledger(run)["keep_best"]["agrees"]
 
 
 def numbers(run) -> list[dict[str, float]]:

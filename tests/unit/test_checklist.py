@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,25 @@ def test_a_longer_run_must_be_declared(tmp_path):
         resolve_study(composed(tmp_path / "p.yaml", *overrides))
     study, configs = resolve_study(composed(tmp_path / "p.yaml", *overrides, "+own_budget=[sgd]"))
     assert configs["sgd-1"].training.steps == 121 and study["own_budget"] == ["sgd"]
+
+
+def test_epochs_in_place_of_a_study_s_steps(tmp_path):
+    """Both are refused; `steps` at its default is not set."""
+    asked = ("study=quickstart", "epochs=0.5", "warmup_epochs=0.1")
+    with pytest.raises(ConfigError, match=r"steps = 90: would do nothing with epochs = 0\.5"):
+        resolve_study(composed(tmp_path / "p.yaml", *asked, "steps=90", "warmup_steps=0"))
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps = 20: would do nothing with warmup_epochs = 0\.1; it needs"
+    ):
+        resolve_study(composed(tmp_path / "p.yaml", *asked))
+    _, configs = resolve_study(composed(tmp_path / "p.yaml", *asked, "steps=100", "warmup_steps=0"))
+    with pytest.raises(
+        ConfigError, match=r"budget = 7: only the token files tell how many tokens epochs = 0\.5 are"
+    ):
+        resolve_study(composed(tmp_path / "p.yaml", *asked, "steps=100", "warmup_steps=0", "+budget=7"))
+    written = tomllib.loads(toml(configs["sgd-1"]))
+    assert written["training"]["epochs"] == 0.5 and "steps" not in written["training"]
+    assert written["schedule"]["warmup_epochs"] == 0.1 and "warmup_steps" not in written["schedule"]
 
 
 # --- a selection of runs

@@ -104,7 +104,7 @@ def test_a_run_stopped_after_its_last_step_still_ends_complete(lab, monkeypatch)
     settings = {**PLAN, "steps": 9}  # the last checkpoint would fall on the last step
     expected = outcome(lab.train(**settings))
     with monkeypatch.context() as patched:
-        patched.setattr("engine.outcome.full_weights", lambda _: {}["stopped"])
+        patched.setattr("engine.parallel.full_weights", lambda _: {}["stopped"])
         with pytest.raises(KeyError, match="stopped"):
             lab.train(**settings)
     again = lab.train(**settings)

@@ -58,7 +58,8 @@ def test_every_declaration_says_what_it_means_and_has_a_valid_default(name):
     assert value_problems({name: s.default}) == []
     for other, wanted in s.only_if.items():
         choices = (True, False) if SETTINGS[other].type is bool else SETTINGS[other].rule["choices"]
-        assert choices and set(wanted) <= set(choices)
+        accepted = all(SETTINGS[other].accepts(value) for value in wanted)
+        assert set(wanted) <= set(choices) if choices else accepted and SETTINGS[other].default in wanted
     if s.rule["choices"]:
         assert s.default in s.rule["choices"]
 

@@ -179,6 +179,18 @@ def test_another_order_that_follows_from_the_settings_is_a_note(results):
     assert sgd.notes == ("data order not paired, because of batch_size",)
 
 
+def test_another_data_seed_explains_another_order_and_an_order_of_all_seeds_is_said(results):
+    configure(results, "sgd", "[run]", "[run]\ndata_seed = 7")
+    for seed in SEEDS:
+        change(results / f"sgd-{seed}" / "metrics.json", data_order_sha256="7" * 64)
+    sgd = of(summarized(results))
+    assert (sgd.status, sgd.not_comparable) == ("worse", ())
+    assert sgd.notes == (
+        "its seeds have one data order (data_seed = 7), so its interval is of initial weights and dropout alone",
+        "data order not paired, because of data_seed",
+    )
+
+
 def test_what_was_never_hashed_is_said(results):
     for seed in SEEDS:
         change(results / f"sgd-{seed}" / "metrics.json", data_order_sha256=None, evaluation_sha256=None)
