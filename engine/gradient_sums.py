@@ -5,7 +5,8 @@ every weight in every forward pass. Here the product of a weight's gradient adds
 reads a 16-bit copy of the weights that is made at the start of a step. (Megatron-LM has the first half, as gradient
 accumulation fusion.) Products are summed in fp32: one rounding less than autograd's. For a bias's gradient what comes
 back is read once more (engine/kernels/column_sums.py): as sums that the compiler fused with other operations, biases
-took an eighth of a step of GPT-2 124M.
+took an eighth of a step of GPT-2 124M. Where GELU makes what comes back, it is summed as it is made, not read again
+(engine/kernels/gelu.py).
 
 Rows of the embedding are added with atomic operations on a GPU, so two runs may differ there in the last bit.
 
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from engine import losses, parallel
 from engine.ledger import Line
+from engine.models.mlp import MLP
 
 
 @torch.library.custom_op("plumbline::add_product_", mutates_args=("total",))
@@ -45,6 +47,32 @@ def add_columns_(total: torch.Tensor, rows: torch.Tensor) -> None:
         column_sums.add_(total, rows)
     else:
         total.add_(rows.sum(0, dtype=total.dtype))
+
+
+@torch.library.custom_op("plumbline::gelu_gradient_", mutates_args=("bias_total",))
+def gelu_gradient_(x: torch.Tensor, gradient: torch.Tensor, bias_total: torch.Tensor) -> torch.Tensor:
+    """The gradient for x (…, n) from that for gelu(x); bias_total (n,) fp32 += its sum over all but the last."""
+    if _in_triton(x):
+        from engine.kernels import gelu as kernel
+
+        return kernel.gradient_(x, gradient, bias_total)
+    result = torch.ops.aten.gelu_backward(gradient, x)
+    bias_total.add_(result.flatten(0, -2).sum(0, dtype=bias_total.dtype))
+    return result
+
+
+@torch.library.custom_op("plumbline::gelu", mutates_args=())
+def gelu(x: torch.Tensor, bias_total: torch.Tensor) -> torch.Tensor:
+    """Exact GELU of x (…, n); the backward pass adds the gradient of the bias in x to bias_total (n,)."""
+    if _in_triton(x):
+        from engine.kernels import gelu as kernel
+
+        return kernel.forward(x)
+    return F.gelu(x)
+
+
+def _in_triton(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
 
 @torch.library.custom_op("plumbline::linear", mutates_args=())
@@ -76,6 +104,16 @@ def _(total, rows):
     pass
 
 
+@gelu_gradient_.register_fake
+def _(x, gradient, bias_total):
+    return torch.empty_like(x)
+
+
+@gelu.register_fake
+def _(x, bias_total):
+    return torch.empty_like(x)
+
+
 @linear.register_fake
 def _(x, weight, total, bias=None, bias_total=None):
     return x.new_empty(*x.shape[:-1], len(weight))
@@ -103,6 +141,18 @@ def _backward(ctx, gradient):
 
 
 linear.register_autograd(_backward, setup_context=_keep)
+
+
+def _keep_input(ctx, inputs, output) -> None:
+    x, ctx.bias_total = inputs
+    ctx.save_for_backward(x)
+
+
+def _gelu_backward(ctx, gradient):
+    return gelu_gradient_(*ctx.saved_tensors, gradient, ctx.bias_total), None
+
+
+gelu.register_autograd(_gelu_backward, setup_context=_keep_input)
 
 
 class _Rows(torch.autograd.Function):
@@ -133,6 +183,13 @@ class SummedLinear(nn.Linear):
         return linear(x.to(self.work.dtype), self.work, self.total, self.work_bias, self.bias_total)
 
 
+class SummedMLP(MLP):
+    """An MLP whose GELU sums the gradient of the bias before it: `up`, a SummedLinear, leaves its own to it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, T, C) → (B, T, C)
+        return self.out(gelu(self.up(x), self.total)) if torch.is_grad_enabled() else super().forward(x)
+
+
 class SummedEmbedding(nn.Embedding):
     """An Embedding whose weight's gradient is summed in place."""
 
@@ -146,7 +203,7 @@ class GradientSums:
     """The sums of one model's gradients, and the copies of its weights."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, group_size: int):
-        """Take over the Linears of the blocks, the token embedding and the head; `group_size`: replicas.
+        """Take over the Linears and MLPs of the blocks, the token embedding and the head; `group_size`: replicas.
 
         After the weights are where they stay, and before activation checkpointing and compile.
         """
@@ -161,6 +218,10 @@ class GradientSums:
             biased = module.bias is not None
             module.work_bias = self._copy(module.bias, dtype) if biased else None
             module.bias_total = _alias(module.bias) if biased else None
+        for module in [m for m in model.layers.modules() if type(m) is MLP]:
+            if module.activation == "gelu" and module.up.bias is not None:
+                module.__class__ = SummedMLP
+                module.total, module.up.bias_total = module.up.bias_total, None
         model.token_embedding.__class__ = SummedEmbedding
         model.token_embedding.total = _alias(model.token_embedding.weight)
         head = model.head_weight
@@ -205,7 +266,8 @@ def lines(
 
     counts: those of engine.operations; head: those that the loss noted; steps: taken by the run in this process.
     """
-    found = [counts.get(f"plumbline::{name}", 0) for name in ("add_product_", "add_columns_", "add_rows_")]
+    kinds = (("add_product_",), ("add_columns_", "gelu_gradient_"), ("add_rows_",))
+    found = [sum(counts.get(f"plumbline::{name}", 0) for name in names) for names in kinds]
     if wanted == "autograd" and sums is None and not any(found):
         return []
     found += [head, sums.steps if sums else 0]

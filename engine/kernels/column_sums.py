@@ -10,6 +10,7 @@ import triton.language as tl
 
 ROWS, COLUMNS = 32, 128  # of a tile, which a program reads at once
 PROGRAMS = 1024  # that read at the same time, roughly: enough to keep a GPU's memory busy
+WARPS = 4  # of a program
 COLUMNS_ADDED = 32  # by one program of the second kernel
 
 
@@ -17,12 +18,23 @@ def add_(total: torch.Tensor, rows: torch.Tensor) -> None:
     """total (n,) fp32 += the sum of rows (m, n) over m, summed in fp32; on a GPU."""
     rows = rows.contiguous()
     m, n = rows.shape
-    across = triton.cdiv(n, COLUMNS)
-    tiles = triton.cdiv(m, ROWS)  # of rows, of which each program takes as many
-    each = triton.cdiv(tiles, max(1, PROGRAMS // across))
-    parts = triton.cdiv(tiles, each)
-    partial = total.new_empty(parts, n)
-    _sum_part[(across, parts)](rows, partial, m, n, each, ROWS=ROWS, COLUMNS=COLUMNS)
+    grid, each = spread(m, n, ROWS, COLUMNS, PROGRAMS)
+    partial = total.new_empty(grid[1], n)
+    _sum_part[grid](rows, partial, m, n, each, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS)
+    add_parts_(total, partial)
+
+
+def spread(m: int, n: int, rows: int, columns: int, programs: int) -> tuple[tuple[int, int], int]:
+    """How to share (m, n) among so many programs, roughly: the grid (across, parts), and the tiles of each part."""
+    across = triton.cdiv(n, columns)
+    tiles = triton.cdiv(m, rows)
+    each = triton.cdiv(tiles, max(1, programs // across))
+    return (across, triton.cdiv(tiles, each)), each
+
+
+def add_parts_(total: torch.Tensor, partial: torch.Tensor) -> None:
+    """total (n,) += the sum of partial (parts, n) over its parts, in their order."""
+    parts, n = partial.shape
     _add_parts[(triton.cdiv(n, COLUMNS_ADDED),)](
         partial, total, parts, n, PARTS=triton.next_power_of_2(parts), COLUMNS=COLUMNS_ADDED
     )

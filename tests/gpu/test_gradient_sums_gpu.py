@@ -1,9 +1,9 @@
-"""Gradients of biases on a GPU: the kernel's sums, in the same bits each time, and sooner than the compiler's."""
+"""Gradients of biases on a GPU: the kernels' sums, in the same bits each time, and sooner than the compiler's."""
 
 import pytest
 import torch
 
-from engine.gradient_sums import add_columns_
+from engine.gradient_sums import add_columns_, gelu, gelu_gradient_
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,6 +39,33 @@ def test_a_matrix_is_read_once():
     total, copy = torch.zeros(3072, device="cuda"), torch.empty_like(rows)
     summed, copied = (fastest(work) for work in (lambda: add_columns_(total, rows), lambda: copy.copy_(rows)))
     assert summed < copied
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.bfloat16, 2**-8), (torch.float16, 2**-10)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (2, 31, 129), (4099, 300), (32768, 3072)])
+def test_gelu_and_its_gradient_with_the_sums_of_its_columns(shape, dtype, within):
+    """Against torch's in fp32; `within` is the rounding of one number, and small ones near 0 by 4e-7."""
+    draw = torch.Generator("cuda").manual_seed(1)
+    x, upstream = (3 * torch.randn(shape, generator=draw, device="cuda").to(dtype) for _ in range(2))
+    total = torch.ones(shape[-1], device="cuda")
+    gradient = gelu_gradient_(x, upstream, total)
+    for found, expected in (
+        (gelu(x, total), torch.nn.functional.gelu(x.float())),
+        (gradient, torch.ops.aten.gelu_backward(upstream.float(), x.float())),
+    ):
+        torch.testing.assert_close(found.float(), expected, rtol=within, atol=1e-5)
+    sums = gradient.double().flatten(0, -2).sum(0)
+    torch.testing.assert_close(total.double() - 1, sums, rtol=1e-4, atol=2e-3)
+    again = torch.ones(shape[-1], device="cuda")
+    assert torch.equal(gelu_gradient_(x, upstream, again), gradient) and torch.equal(again, total)
+
+
+def test_a_gradient_of_gelu_and_its_sums_cost_less_than_it_and_a_second_reading():
+    x, upstream = (torch.randn(32768, 3072, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    total = torch.zeros(3072, device="cuda")
+    together = fastest(lambda: gelu_gradient_(x, upstream, total))
+    apart = fastest(lambda: add_columns_(total, torch.ops.aten.gelu_backward(upstream, x)))
+    assert together < apart
 
 
 def fastest(work, turns: int = 20, calls: int = 10) -> float:
