@@ -4,6 +4,8 @@ import functools
 import sys
 from collections.abc import Callable
 
+INTERRUPTED = 130  # exit status, as shells have it for Ctrl-C
+
 
 class ConfigError(Exception):
     """A user's mistake: all problems at once, each with what, where, what is allowed and the nearest name."""
@@ -17,7 +19,7 @@ class ConfigError(Exception):
 
 
 def command(main: Callable) -> Callable:
-    """Decorate a command's `main`: a ConfigError becomes its message on stderr and exit status 2."""
+    """Decorate a command's `main`: a ConfigError becomes its message on stderr and exit status 2; Ctrl-C one word."""
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -26,5 +28,8 @@ def command(main: Callable) -> Callable:
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
 
     return run

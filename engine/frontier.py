@@ -154,8 +154,11 @@ def load_results(path: Path, name: str) -> list[Result]:
     return results
 
 
-def table(results: list[Result], context: int) -> str:
-    """The results, and the largest micro-batch that fits; peak: of tensors, held: by a GPU's allocator for them."""
+def table(results: list[Result], context: int, *, so_far: bool = False) -> str:
+    """The results, and the largest micro-batch that fits; peak: of tensors, held: by a GPU's allocator for them.
+
+    so_far: the search has not ended.
+    """
     lines = [
         f"{'micro-batch':>11}  {'status':<13}  {'peak GiB':>9}  {'held GiB':>9}  {'step ms':>9}  {'tokens/s':>10}"
     ]
@@ -175,13 +178,14 @@ def table(results: list[Result], context: int) -> str:
         if r.status == ERROR:
             lines.append(f"  {r.message}")
     fitting = [r for r in results if r.status == SUCCESS]
+    yet = " so far" if so_far else ""
     if not fitting:
-        return "\n".join([*lines, "", "none fits"])
+        return "\n".join([*lines, "", f"none fits{yet}"])
     fastest = max(fitting, key=lambda r: r.tokens_per_second)
     largest = fitting[-1].micro_batch
     lines += [
         "",
-        f"largest that fits: {largest} sequences ({largest * context:,} tokens); "
+        f"largest that fits{yet}: {largest} sequences ({largest * context:,} tokens); "
         f"fastest: {fastest.micro_batch}",
     ]
     return "\n".join(lines)
@@ -231,7 +235,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"micro-batch {micro}: {found.status}{held}", file=sys.stderr, flush=True)
         return found
 
-    results = search(tried, known, asked.largest or sys.maxsize, keep, own_micro_batch(config))
+    try:
+        results = search(tried, known, asked.largest or sys.maxsize, keep, own_micro_batch(config))
+    except KeyboardInterrupt:
+        print(table(load_results(asked.out, name), config.model.context, so_far=True), flush=True)
+        print(f"what was tried is in {asked.out}: the same command goes on", file=sys.stderr, flush=True)
+        raise
     print(table(results, config.model.context), flush=True)
     if any(r.status == ERROR for r in results):
         sys.exit(1)

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from engine_runs import read_json
 
+from engine import frontier
 from engine.config import load, resolve
 from engine.errors import ConfigError
 from engine.frontier import (
@@ -149,6 +150,31 @@ def test_the_table_by_hand():
         "largest that fits: 2 sequences (128 tokens); fastest: 1",
     ]
     assert table(results[2:], 64).endswith("none fits")
+    assert table(results, 64, so_far=True).endswith(
+        "largest that fits so far: 2 sequences (128 tokens); fastest: 1"
+    )
+
+
+def test_stopped_by_hand_it_says_what_it_has(lab, monkeypatch, capsys):
+    """The first trial ends, Ctrl-C comes in the second; the file of the first is what a next search starts from."""
+    monkeypatch.chdir(lab.directory)
+    file = lab.file(batch_size=2)
+
+    def trial(config, micro):
+        if micro > 2:
+            raise KeyboardInterrupt
+        return Result(micro, "success", 0.25, 0.01, 1000.0)
+
+    monkeypatch.setattr(frontier, "trial", trial)
+    with pytest.raises(SystemExit, match="^130$"):
+        frontier.main([str(file), "--largest", "9"])
+    said = capsys.readouterr()
+    assert "largest that fits so far: 2 sequences" in said.out
+    assert said.err.splitlines()[-2:] == [
+        "what was tried is in frontier.json: the same command goes on",
+        "stopped",
+    ]
+    assert [r["micro_batch"] for r in read_json(lab.directory / "frontier.json")["results"]] == [2]
 
 
 @pytest.mark.slow
