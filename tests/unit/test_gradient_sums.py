@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine import gradient_sums
 from engine.config import resolve
 from engine.errors import ConfigError
-from engine.gradient_sums import GradientSums, add_product_, linear
+from engine.gradient_sums import GradientSums, add_product_, gelu, linear
 from engine.models import gpt
+from engine.operations import Operations
 
 VOCABULARY = 61
 FUSED = {"precision": "bf16", "loss_kernel": "fused", "gradient_sums": "fused"}
@@ -38,7 +39,15 @@ def gradients(model, micro_batches: int = 3) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "bias": False, "activation": "swiglu"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"activation": "gelu_tanh"},
+        {"bias": False},
+        {"tie_embeddings": False, "bias": False, "activation": "swiglu"},
+    ],
+)
 def test_sums_are_those_of_autograd(changes):
     expected = gradients(build(**changes))
     model = build(**changes)
@@ -66,6 +75,31 @@ def test_a_bias_is_in_the_product_and_its_gradient_is_summed_in_fp32():
     y.backward(torch.tensor([[1.0], [2.0**-9]]).bfloat16())
     assert y.tolist() == [[4.0]] * 2
     assert bias_total.item() == 2 + 2.0**-9 and total.tolist() == [[1 + 2.0**-9] * 2]
+
+
+def test_gelu_sums_the_gradient_of_the_bias_before_it_in_fp32():
+    """By hand: gelu'(0) = Φ(0) = 0.5, gelu'(1) = Φ(1) + φ(1) = 0.84134 + 0.24197; times 1 and 2, plus 3."""
+    x, total = torch.tensor([[[0.0], [1.0]]], requires_grad=True), torch.full((1,), 3.0)
+    y = gelu(x, total)
+    y.backward(torch.tensor([[[1.0], [2.0]]]))
+    assert y.flatten().tolist() == pytest.approx([0.0, 0.84134], abs=1e-5)
+    assert x.grad.flatten().tolist() == pytest.approx([0.5, 2.16663], abs=1e-5)
+    assert total.item() == pytest.approx(3 + 0.5 + 2.16663, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, by_gelu", [({}, 2), ({"activation": "gelu_tanh"}, 0), ({"bias": False}, 0)]
+)
+def test_a_bias_before_a_gelu_is_summed_by_it_and_by_nothing_else(changes, by_gelu):
+    """Two layers of four biases."""
+    model = build(**changes)
+    sums = GradientSums(model, torch.float32, 1)
+    sums.refresh()
+    with Operations() as seen:
+        gradients(model, micro_batches=1)
+    biases = 8 if changes.get("bias", True) else 0
+    assert seen.counts["plumbline::gelu_gradient_"] == by_gelu
+    assert seen.counts["plumbline::add_columns_"] == biases - by_gelu
 
 
 def test_evaluation_reads_the_weights_themselves():
@@ -124,7 +158,12 @@ def test_the_line_tells_when_it_is_silently_off():
     """All of it, some of the linear layers, a bias, the head, or the new copies of the weights."""
     sums = GradientSums(build(), torch.bfloat16, 1)
     counts = Counter(
-        {"plumbline::add_product_": 16, "plumbline::add_columns_": 16, "plumbline::add_rows_": 2}
+        {
+            "plumbline::add_product_": 16,
+            "plumbline::add_columns_": 12,
+            "plumbline::gelu_gradient_": 4,
+            "plumbline::add_rows_": 2,
+        }
     )
     none = Counter()
     found = {}
@@ -133,6 +172,7 @@ def test_the_line_tells_when_it_is_silently_off():
         ("none", none, 0, 3),
         ("some", counts - Counter({"plumbline::add_product_": 1}), 2, 3),
         ("not a bias", counts - Counter({"plumbline::add_columns_": 1}), 2, 3),
+        ("not a bias before a GELU", counts - Counter({"plumbline::gelu_gradient_": 1}), 2, 3),
         ("not the head", counts, 0, 3),
         ("old copies", counts, 2, 2),
     ):
@@ -145,6 +185,7 @@ def test_the_line_tells_when_it_is_silently_off():
         "none": ("autograd", False),
         "some": off,
         "not a bias": off,
+        "not a bias before a GELU": off,
         "not the head": off,
         "old copies": off,
     }
