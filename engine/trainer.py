@@ -1,6 +1,7 @@
 """The training loop of one process: run the steps, with what is due between them.
 
-What is built before is in engine/build.py; what a run leaves, in engine/outcome.py.
+What is built before is in engine/build.py; how the run's directory begins, in engine/opening.py; what the run leaves,
+in engine/outcome.py.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from engine import (
     ladder,
     lengths,
     observed,
+    opening,
     outcome,
     parallel,
     preflight,
@@ -34,7 +36,7 @@ from engine.config import Config
 from engine.data import curriculum
 from engine.data.batches import Prefetcher
 from engine.data.prepare import Tokens
-from engine.environment import describe
+from engine.due import Due
 from engine.evaluations import Evaluations
 from engine.guards import Diverged
 from engine.ledger import as_dict
@@ -42,7 +44,6 @@ from engine.memory import StepMemory
 from engine.monitor import Monitor
 from engine.noise_scale import NoiseScale
 from engine.operations import Operations
-from engine.optimizers import counters
 from engine.profiling import Profiler, part
 from engine.pruning.masks import Pruner
 from engine.pruning.sparsity import Sparsity
@@ -87,6 +88,7 @@ class Trainer:
         self.evaluations = Evaluations(config, self.task, tokens, ranks)
         self.shards = Shards(self.order, config.parallel, ranks)
         self.micro = t.micro_batch_size or config.rank_sequences(ranks.data_size)
+        self.due = Due(config)
         self.lengths = lengths.Lengths(t, config.model.context)
         self.curriculum = curriculum.Seen(self.order, t)
         self.redrawn = redrawn.Seen(self.order, t.redraw_candidates)
@@ -143,7 +145,7 @@ class Trainer:
 
         Raises Diverged, having written what such a run leaves.
         """
-        first = self.first_step = self._open_run_directory()
+        first = self.first_step = opening.open_directory(self)
         self.shards.resumed(first)
         steps = self.config.training.steps
         # Not the first two: the optimizer's state and DDP's buckets are made there.
@@ -184,9 +186,9 @@ class Trainer:
         """What is due after a step: collecting garbage, progress, evaluation, a checkpoint; first of all, the end."""
         self.collector.between_steps(step)
         self._stop_if_diverged(step)
-        if self._due(step, self.config.logging.log_interval):
+        if self.due.progress(step):
             self._report(step)
-        if self._due(step, self.config.evaluation.eval_interval):
+        if self.due.evaluation(step):
             with self._timed("eval_seconds"), self.average.in_place():
                 scores = self.evaluations.add(step, self.tokens_seen(step), self.model)
                 self.sparsity.note(step)
@@ -196,25 +198,17 @@ class Trainer:
                 self.best.consider(step, scores, self.model, self.directory)
                 if self.sampler:
                     self.sampler.leave(step, self.model, self.directory, self.ranks)
-        if self._checkpoint_due(step):
+        if self.due.checkpoint(step):
             with self._timed("checkpoint_seconds"):
                 self._save_checkpoint(step)
 
     def _stop_if_diverged(self, step: int) -> None:
         """Raise Diverged if a guard has stopped the run: found out with the progress, and before anything is kept."""
-        keeps = self._due(step, self.config.evaluation.eval_interval) or self._checkpoint_due(step)
-        if step < self.measured_step or not (keeps or self._due(step, self.config.logging.log_interval)):
+        keeps = self.due.evaluation(step) or self.due.checkpoint(step)
+        if step < self.measured_step or not (keeps or self.due.progress(step)):
             return  # the ledger is written from the measured step
         if self.step.guard.active and (end := self.step.guard.stopped(wait=keeps)):
             raise end
-
-    def _due(self, step: int, interval: int) -> bool:
-        return (step + 1) % interval == 0 or step + 1 == self.config.training.steps
-
-    def _checkpoint_due(self, step: int) -> bool:
-        """Never after the last step: a run resumed there would have no step left to measure."""
-        interval = self.config.saving.checkpoint_interval
-        return bool(interval) and (step + 1) % interval == 0 and step + 1 < self.config.training.steps
 
     @contextlib.contextmanager
     def _timed(self, what: str):
@@ -231,40 +225,6 @@ class Trainer:
         """What happened since the last step is no part of the next one's time and memory."""
         if self.ranks.is_first:
             self.recorder.interrupted()
-
-    def _open_run_directory(self) -> int:
-        """Make the directory anew, or as it was at the newest checkpoint; return the first step to take."""
-        if self.ranks.is_first:
-            rundir.make_anew(self.directory)
-        parallel.wait_for_all()
-        done = 0
-        if self.config.saving.checkpoint_interval:
-            done = self.checkpoints.restore(self.model, self.optimizer, self.directory, self.stateful)
-        if self.ranks.is_first:
-            for event in self.events:
-                rundir.append_event(self.directory, **event)
-            devices = preflight.device_map(self.ranks.places)
-            environment = describe(self.ranks.device, self.ranks.world_size, devices)
-            rundir.write_json(self.directory / "env.json", environment)
-            (self.directory / "config.toml").write_text(rundir.toml(self.config), encoding="utf-8")
-            vocabulary.keep(self.tokens.directory, self.directory)
-            self.evaluations.open(self.directory)
-            length = epochs.length(self.config, self.order.samples_per_epoch)
-            probes.progress_line(event="length", run=self.config.run.run, seed=self.config.run.seed, **length)
-            self.recorder = probes.Recorder(
-                self.directory,
-                self.ranks.device,
-                batch_tokens=self.tokens_seen(0),
-                targets_per_sample=self.task.targets_per_sample(self.config),
-                context=self.task.tokens_per_sample(self.config),
-                norm_layers=self.config.logging.activation_norm_layers,
-                gradient_layers=self.config.logging.gradient_norm_layers,
-                counters=counters.names(self.optimizer),
-                parts=self.step.objective.PARTS,
-                sees_memory=not compiling.keeps_gradients(self.config.compile),
-                recorded_bytes=lambda: self.step.graph.peak_bytes if self.step.graph else 0,
-            )
-        return done
 
     def tokens_seen(self, step: int) -> int:
         """Tokens trained on up to the end of `step`; of samples that several ranks read, once."""
@@ -374,7 +334,7 @@ class Trainer:
     def _report(self, step: int) -> None:
         if not self.ranks.is_first:
             return
-        rows = self.recorder.flush(wait=step + 1 == self.config.training.steps)
+        rows = self.recorder.flush(wait=self.due.is_last(step))
         if not rows:
             return  # the device has finished none of them yet
         seconds = probes.steady([row["step_seconds"] for row in rows])
