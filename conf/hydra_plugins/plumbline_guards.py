@@ -3,7 +3,8 @@
 DVC loads this file before it composes conf/ into params.yaml. It stamps the composed values with a fingerprint, in
 the file's first key, and refuses to compose over a params.yaml whose values no longer match their stamp. It also
 keeps DVC from clearing away results of studies that are not the current one. A misspelt override, which DVC would
-refuse in words of its own, is refused with the nearest name. It must not change any value.
+refuse in words of its own, is refused with the nearest name. A new study is begun without a warning for each of its
+outputs. It must not change any value.
 
 It also writes out the runs that a study's grid stands for, `runs: ${grid_runs:}`, and those that `only` chooses,
 `selected: ${selected_runs:}`.
@@ -12,6 +13,7 @@ It also writes out the runs that a study's grid stands for, `runs: ${grid_runs:}
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -141,6 +143,11 @@ def keep_other_studies(root: Path) -> None:
                 os.utime(file)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for DVC's warning that an output was never made: of a new study that is all of them, and no news."""
+    return not str(record.msg).startswith("No file hash info found for")
+
+
 class GuardResults(SearchPathPlugin):
     """Hydra calls this at the start of each composition."""
 
@@ -155,6 +162,7 @@ class GuardResults(SearchPathPlugin):
         except ValueError as error:
             raise DvcException(str(error)) from None
         keep_other_studies(root)
+        logging.getLogger("dvc_data.index.checkout").addFilter(_is_news)  # the same filter is added once
 
 
 OmegaConf.register_new_resolver("grid_runs", _grid_runs, replace=True)

@@ -38,6 +38,11 @@ def test_the_first_run_trains_everything_and_ends_with_the_table(sandbox, first)
     assert sandbox.steps("own_lr-1")[0]["lr"] == "0.02"
 
 
+def test_the_first_run_is_begun_without_a_warning(first):
+    """DVC has one for each output that was never made."""
+    assert "WARNING" not in first
+
+
 def test_without_a_terminal_progress_is_one_json_line_an_interval(sandbox, first):
     is_step = '{"event": "step"'
     lines = [line for line in first.splitlines() if line.startswith(is_step)]
