@@ -1,6 +1,5 @@
 """The numbers of the study gpt2 against one another: what its runs are to show can show in so few steps."""
 
-import runpy
 from pathlib import Path
 
 import pytest
@@ -152,9 +151,3 @@ def test_a_first_set_of_runs_is_a_study_by_itself(tmp_path):
     }
     assert "the hypothesis is about runs left out, and not decided" in study["said"]
     assert study["left_out"][:3] == ["adamw_adv", "adamw8bit", "muon"] and len(study["left_out"]) == 13
-
-
-def test_the_rows_of_two_machines_beside_each_other_are_what_the_records_have():
-    record = ROOT / "records" / "gpt2-h100"
-    tables = runpy.run_path(str(record / "beside.py"))["tables"]()
-    assert (record / "beside.txt").read_text(encoding="utf-8") == tables + "\n"
