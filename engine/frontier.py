@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from engine import children
+from engine import children, tasks
 from engine.config import Config, Evaluation, Logging, is_effective, load
 from engine.errors import ConfigError, command
 from engine.largest import ERROR, NO_MEMORY, SUCCESS, Result, search
@@ -154,10 +154,10 @@ def load_results(path: Path, name: str) -> list[Result]:
     return results
 
 
-def table(results: list[Result], context: int, *, so_far: bool = False) -> str:
+def table(results: list[Result], tokens: int, *, so_far: bool = False) -> str:
     """The results, and the largest micro-batch that fits; peak: of tensors, held: by a GPU's allocator for them.
 
-    so_far: the search has not ended.
+    tokens: that are computed for one sequence, all candidates of a dialogue's. so_far: the search has not ended.
     """
     lines = [
         f"{'micro-batch':>11}  {'status':<13}  {'peak GiB':>9}  {'held GiB':>9}  {'step ms':>9}  {'tokens/s':>10}"
@@ -185,7 +185,7 @@ def table(results: list[Result], context: int, *, so_far: bool = False) -> str:
     largest = fitting[-1].micro_batch
     lines += [
         "",
-        f"largest that fits{yet}: {largest} sequences ({largest * context:,} tokens); "
+        f"largest that fits{yet}: {largest} sequences ({largest * tokens:,} tokens); "
         f"fastest: {fastest.micro_batch}",
     ]
     return "\n".join(lines)
@@ -225,6 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = fingerprint(config)
     known = load_results(asked.out, name)
     tokens_for(config)
+    tokens = tasks.of(config).tokens_per_sample(config)
 
     def keep(results: list[Result]) -> None:
         write_json(asked.out, {"fingerprint": name, "results": [vars(r) for r in results]})
@@ -238,10 +239,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         results = search(tried, known, asked.largest or sys.maxsize, keep, own_micro_batch(config))
     except KeyboardInterrupt:
-        print(table(load_results(asked.out, name), config.model.context, so_far=True), flush=True)
+        print(table(load_results(asked.out, name), tokens, so_far=True), flush=True)
         print(f"what was tried is in {asked.out}: the same command goes on", file=sys.stderr, flush=True)
         raise
-    print(table(results, config.model.context), flush=True)
+    print(table(results, tokens), flush=True)
     if any(r.status == ERROR for r in results):
         sys.exit(1)
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from engine_runs import read_json
+from engine_runs import TALKING, read_json, write_dialogues
 
 from engine import frontier
 from engine.config import load, resolve
@@ -141,7 +141,7 @@ def test_the_table_by_hand():
         Result(2, "success", 0.5, 0.02, 1200.0, reserved_gib=0.75),
         Result(4, "out_of_memory", message="out of memory: …"),
     ]
-    assert table(results, context=64).splitlines() == [
+    assert table(results, tokens=64).splitlines() == [
         "micro-batch  status          peak GiB   held GiB    step ms    tokens/s",
         "          1  success            0.250      0.375       10.5       1,234",
         "          2  success            0.500      0.750       20.0       1,200",
@@ -155,10 +155,15 @@ def test_the_table_by_hand():
     )
 
 
-def test_stopped_by_hand_it_says_what_it_has(lab, monkeypatch, capsys):
-    """The first trial ends, Ctrl-C comes in the second; the file of the first is what a next search starts from."""
+@pytest.mark.parametrize(("settings", "tokens"), [({}, "32"), (TALKING, "1,408")])
+def test_stopped_by_hand_it_says_what_it_has(lab, monkeypatch, capsys, settings, tokens):
+    """The first trial ends, Ctrl-C comes in the second; the file of the first is what a next search starts from.
+
+    Two sequences of 16 tokens; or two dialogues with four candidates of 176.
+    """
     monkeypatch.chdir(lab.directory)
-    file = lab.file(batch_size=2)
+    write_dialogues(lab.directory / "dialogues", train=30, valid=10, test=6)
+    file = lab.file(**settings, batch_size=2)
 
     def trial(config, micro):
         if micro > 2:
@@ -169,7 +174,7 @@ def test_stopped_by_hand_it_says_what_it_has(lab, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="^130$"):
         frontier.main([str(file), "--largest", "9"])
     said = capsys.readouterr()
-    assert "largest that fits so far: 2 sequences" in said.out
+    assert f"largest that fits so far: 2 sequences ({tokens} tokens)" in said.out
     assert said.err.splitlines()[-2:] == [
         "what was tried is in frontier.json: the same command goes on",
         "stopped",
