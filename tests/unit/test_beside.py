@@ -102,8 +102,11 @@ def test_a_directory_without_results_is_one_message(both, monkeypatch, capsys):
     assert "configs/study.json is missing: there are no results here yet" in capsys.readouterr().err
 
 
-def test_what_the_record_of_h100s_keeps_is_what_is_printed(monkeypatch, capsys):
+@pytest.mark.parametrize("study", ["gpt2", "persona-best"])
+def test_what_records_keep_of_two_machines_is_what_is_printed(monkeypatch, capsys, study):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["beside", "records/gpt2-h200/results", "records/gpt2-h100/results"])
+    sides = [f"records/{study}-{machine}/results" for machine in ("h200", "h100")]
+    monkeypatch.setattr(sys, "argv", ["beside", *sides])
     main()
-    assert capsys.readouterr().out == (ROOT / "records/gpt2-h100/beside.txt").read_text(encoding="utf-8")
+    kept = ROOT / f"records/{study}-h100/beside.txt"
+    assert capsys.readouterr().out == kept.read_text(encoding="utf-8")
