@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import polars as pl
+
 from metrics import statistics
 from metrics.counting import counts
-from metrics.epochs import by_seed, seconds_until
+from metrics.epochs import by_seed, seconds_so_far
 from metrics.measures import AXES
 from metrics.rows import Results
 from metrics.statistics import Comparison, Estimate, Ratio
@@ -88,20 +90,20 @@ class _Seed:
 
 def _seeds(results: Results, run: str) -> dict[int, _Seed]:
     """seed → its evaluations."""
-    evals, steps = by_seed(results.evals), by_seed(results.steps)
+    evals, steps = (by_seed(frame.filter(pl.col("run") == run)) for frame in (results.evals, results.steps))
     found = {}
     for one in results.of(run):
         if one.state == "complete" and (run, one.seed) in evals:
             rows, own = evals[run, one.seed], steps[run, one.seed]
-            at = rows["step"].to_list()
+            at, seconds = rows["step"].to_list(), seconds_so_far(own, one.starts)
             found[one.seed] = _Seed(
                 [step + 1 for step in at],
                 rows["val_loss"].to_list(),
                 rows["tokens_seen"].to_list(),
-                [seconds_until(own, step, one.starts) for step in at],
+                [seconds[done - 1] for done in own["step"].search_sorted(rows["step"], side="right")],
                 counts(one, at),
                 own["step"].max() + 1,
-                seconds_until(own, own["step"].max(), one.starts),
+                seconds[-1],
             )
     return found
 

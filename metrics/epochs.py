@@ -6,7 +6,7 @@ would be most of a short run. Must not read or write files.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import polars as pl
 
@@ -119,15 +119,23 @@ def steady_seconds(steps: pl.DataFrame) -> float:
     return float((seconds[WARM_UP_STEPS:] if len(seconds) > WARM_UP_STEPS else seconds).median() or 0.0)
 
 
-def seconds_until(steps: pl.DataFrame, step: int, starts: tuple[int, ...] = ()) -> float:
-    """Seconds of training up to a step and with it, each of the first steps, which compile, as long as the median.
+def seconds_so_far(steps: pl.DataFrame, starts: tuple[int, ...] = ()) -> list[float]:
+    """Seconds of training up to each row's step and with it, the first steps, which compile, as long as the median.
 
-    starts: the steps that were done wherever the training began again, which compiles as well.
+    steps: of one run and seed, by step. starts: the steps that were done wherever the training began again, which
+    compiles as well.
     """
-    seconds = steps.sort("step").filter(pl.col("step") <= step)["step_seconds"]
+    steady = steady_seconds(steps)
     compiling = {place for start in (0, *starts) for place in range(start, start + WARM_UP_STEPS)}
-    trained = [place for place in range(len(seconds)) if place not in compiling]
-    return (len(seconds) - len(trained)) * steady_seconds(steps) + float(seconds[trained].sum())
+    seconds = enumerate(steps["step_seconds"].to_list())
+    return list(accumulate(steady if place in compiling else own for place, own in seconds))
+
+
+def seconds_until(steps: pl.DataFrame, step: int, starts: tuple[int, ...] = ()) -> float:
+    """The same up to one step and with it; 0 before the first."""
+    steps = steps.sort("step")
+    done = steps["step"].search_sorted(step, side="right")
+    return seconds_so_far(steps, starts)[done - 1] if done else 0.0
 
 
 def _of_seed(one: RunSeed, evals: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:

@@ -68,32 +68,34 @@ def study_looks(runs: Sequence[str], drawn: Sequence[str] | None = None) -> Look
 LINE_LEGEND = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2}
 
 
+LOOK = alt.Config(
+    aria=False,  # the page names the whole picture; thousands of labelled marks help nobody
+    axis=alt.AxisConfig(
+        labelFontSize=FONT,
+        titleFontSize=FONT,
+        titleFontWeight="normal",
+        gridColor="#e6e6e6",
+        labelOverlap="greedy",
+        labelSeparation=6,
+    ),
+    legend=alt.LegendConfig(
+        orient="bottom",
+        title=None,
+        labelFontSize=FONT,
+        labelLimit=WIDTH - 130,
+        symbolSize=300,
+        columns=4,
+        aria=False,
+    ),
+    header=alt.HeaderConfig(labelFontSize=FONT, labelAnchor="start"),
+    title=alt.TitleConfig(fontSize=TITLE_FONT, anchor="start", limit=WIDTH, offset=12),
+    view=alt.ViewConfig(stroke=None),
+)
+
+
 def look(chart: Chart, title: str) -> Chart:
     """The chart with its title, fonts and grid: the same for every chart, on a page and in DVC."""
-    return (
-        chart.properties(title=title, background="white")
-        .configure(aria=False)  # the page names the whole picture; thousands of labelled marks help nobody
-        .configure_axis(
-            labelFontSize=FONT,
-            titleFontSize=FONT,
-            titleFontWeight="normal",
-            gridColor="#e6e6e6",
-            labelOverlap="greedy",
-            labelSeparation=6,
-        )
-        .configure_legend(
-            orient="bottom",
-            title=None,
-            labelFontSize=FONT,
-            labelLimit=WIDTH - 130,
-            symbolSize=300,
-            columns=4,
-            aria=False,
-        )
-        .configure_header(labelFontSize=FONT, labelAnchor="start")
-        .configure_title(fontSize=TITLE_FONT, anchor="start", limit=WIDTH, offset=12)
-        .configure_view(stroke=None)
-    )
+    return chart.properties(title=title, background="white", config=LOOK)
 
 
 def curve_layers(  # noqa: PLR0913
