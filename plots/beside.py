@@ -47,7 +47,6 @@ def tables(found: Beside) -> list[Captioned]:
 
 def sentences(found: Beside) -> list[str]:
     """Whether verdicts and figures came again, and what was not the same."""
-    metric = found.second.metric
     same = len(found.both) - len(found.changed)
     said = [
         f"{amount(len(found.both), 'run')} on both sides, with the same seeds; {same} have the same verdict"
@@ -56,14 +55,7 @@ def sentences(found: Beside) -> list[str]:
         f"{pair.run}: {pair.first.status} in the first, {pair.second.status} in the second"
         for pair in found.changed
     ]
-    far, run, seed = found.furthest
-    apart = [
-        f"{number(distance * metric.factor, 2)} {metric.difference_unit}".rstrip()
-        for distance in (found.typical, far)
-    ]
-    said.append(
-        f"the two figures of one seed are {apart[0]} apart in the median, and at most {apart[1]} ({run}, seed {seed})"
-    )
+    said.append(_distances(found))
     said += [
         f"{', '.join(runs) if len(runs) < len(found.both) else 'all'}: {words}"
         for words, runs in found.settings.items()
@@ -71,6 +63,18 @@ def sentences(found: Beside) -> list[str]:
     if found.unnamed:
         said.append(f"settings that only one side's rows name: {', '.join(found.unnamed)}")
     return said
+
+
+def _distances(found: Beside) -> str:
+    far, run, seed = found.furthest
+    if far == 0:
+        return "the two figures of each seed are the same"
+    metric = found.second.metric
+    middle, most = (
+        f"{number(distance * metric.factor, 2)} {metric.difference_unit}".rstrip()
+        for distance in (found.typical, far)
+    )
+    return f"the two figures of one seed are {middle} apart in the median, and at most {most} ({run}, seed {seed})"
 
 
 def _twice(head: str) -> list[str]:

@@ -59,6 +59,14 @@ def test_a_verdict_that_did_not_come_again_is_named(both):
     assert len(said) == 3
 
 
+def test_the_same_rows_are_the_same(both):
+    said = sentences(compared((both[0], both[0])))
+    assert said == [
+        "3 runs on both sides, with the same seeds; 3 have the same verdict",
+        "the two figures of each seed are the same",
+    ]
+
+
 def test_the_tables_have_a_column_a_side(both):
     outcome, against, cost = (table for _, table in tables(compared(both)))
     rows_of = {row[0]: row for row in outcome[1]}
