@@ -239,8 +239,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         results = search(tried, known, asked.largest or sys.maxsize, keep, own_micro_batch(config))
     except KeyboardInterrupt:
-        print(table(load_results(asked.out, name), tokens, so_far=True), flush=True)
-        print(f"what was tried is in {asked.out}: the same command goes on", file=sys.stderr, flush=True)
+        if found := load_results(asked.out, name):
+            print(table(found, tokens, so_far=True), flush=True)
+            print(f"what was tried is in {asked.out}: the same command goes on", file=sys.stderr, flush=True)
         raise
     print(table(results, tokens), flush=True)
     if any(r.status == ERROR for r in results):

@@ -10,18 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import median
 
-import polars as pl
-
+from metrics.fairness import data_differences, evaluation_differences, order_differences
 from metrics.measures import METRICS
 from metrics.rows import Results, ResultsError, RunSeed
 from metrics.summary import RunSummary, Summary, summarize
 
 # Settings that say where a run is made, and nothing of what it is.
 PLACES = ("device", "data_dir", "tokenizer_dir")
-SCORED = {
-    "evaluation_sha256": "test rows",
-    "evaluation_precision": "precision of the test",
-}  # of the test's file
 SIDES = ("first", "second")
 
 
@@ -114,25 +109,12 @@ def _done(results: Results) -> dict[tuple[str, int], RunSeed]:
 
 
 def _common(results: Results, other: Results) -> Results:
-    """`results` without the seeds of a run that `other` has not, if it has that run at all."""
+    """`results` without the seeds of a run that `other` has not finished, if it has finished any of that run."""
     theirs = _done(other)
     has = {run for run, _ in theirs}
-    runs = tuple(
-        one
-        if one.run not in has or (one.run, one.seed) in theirs
-        else RunSeed(one.run, one.seed, "missing", "not on the other side")
-        for one in results.runs
-    )
-    kept = pl.DataFrame(
-        [(one.run, one.seed) for one in runs if one.state == "complete"],
-        schema={"run": pl.String, "seed": pl.Int32},
-        orient="row",
-    )
-    frames = ("steps", "evals", "noise", "attention", "device", "sparsity")
     return replace(
         results,
-        runs=runs,
-        **{name: getattr(results, name).join(kept, on=["run", "seed"], how="semi") for name in frames},
+        runs=tuple(one for one in results.runs if one.run not in has or (one.run, one.seed) in theirs),
     )
 
 
@@ -160,10 +142,9 @@ def _of(summary: Summary, run: str) -> RunSummary | None:
 
 
 def _differences(first: RunSeed, second: RunSeed) -> Iterator[str]:
-    """Settings of one seed that are not the same on both sides, and what it was not scored on alike."""
+    """Settings of one seed that are not the same on both sides, and data and scores that are not."""
     for name, value in first.config.items():
         if name in second.config and name not in PLACES and value != second.config[name]:
             yield f"{name} {value} in the first, {second.config[name]} in the second"
-    for key, what in SCORED.items():
-        if first.test.get(key) != second.test.get(key):
-            yield f"other {what}"
+    for check in (data_differences, order_differences, evaluation_differences):
+        yield from check(None, second, first, whose="the first")

@@ -84,7 +84,14 @@ def _judge(results: Results, run: str, invalid: dict[str, tuple[str, ...]]) -> J
     budgets = differences(_axis)
     is_own = run in results.study.own_budget
     reasons += [] if is_own else budgets
-    for check in (_frozen, _undeclared, _decay, _evaluation, _data, _order):
+    for check in (
+        _frozen,
+        _undeclared,
+        _decay,
+        evaluation_differences,
+        data_differences,
+        order_differences,
+    ):
         reasons += differences(check)
     machine = differences(machine_differences)
     if results.study.axis == "seconds":  # another machine does more in them
@@ -206,37 +213,43 @@ def _listed(sizes: set[str]) -> str:
     return " and ".join(sorted(sizes))
 
 
-def _data(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
-    """Other training tokens than the baseline's, whatever their number."""
+def data_differences(
+    _results: Results, one: RunSeed, other: RunSeed, whose: str = "the baseline"
+) -> Iterator[str]:
+    """Other training tokens than the baseline's, or whose `other` is, whatever their number."""
     mine, theirs = (side.metrics.get("train_sha256") for side in (one, other))
     if None not in (mine, theirs) and mine != theirs:
-        yield f"was trained on other tokens (sha256 {mine[:12]}) than the baseline ({theirs[:12]})"
+        yield f"was trained on other tokens (sha256 {mine[:12]}) than {whose} ({theirs[:12]})"
 
 
 def _value(value: Any) -> str:
     return "its default" if value is None else str(value)
 
 
-def _evaluation(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
-    """Another evaluation set, windows or precision than the baseline's."""
+def evaluation_differences(
+    _results: Results, one: RunSeed, other: RunSeed, whose: str = "the baseline"
+) -> Iterator[str]:
+    """Another evaluation set, windows or precision than the baseline's, or whose `other` is."""
     for where, mine, theirs in (
         ("validation", one.metrics, other.metrics),
         ("test", one.test, other.test),
     ):
         set_key, precision_key = HASHES
         if None not in (mine.get(set_key), theirs.get(set_key)) and mine[set_key] != theirs[set_key]:
-            yield f"was scored on other {where} tokens or windows than the baseline"
+            yield f"was scored on other {where} tokens or windows than {whose}"
         found = mine.get(precision_key), theirs.get(precision_key)
         if None not in found and found[0] != found[1]:
             yield (
-                f"{where} was scored in {found[0]}, the baseline's in {found[1]} (eval_precision makes them equal)"
+                f"{where} was scored in {found[0]}, {whose}'s in {found[1]} (eval_precision makes them equal)"
             )
 
 
-def _order(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
-    """Another data order than the baseline's although nothing that the order follows from differs."""
+def order_differences(
+    _results: Results, one: RunSeed, other: RunSeed, whose: str = "the baseline"
+) -> Iterator[str]:
+    """Another data order than the baseline's, or whose `other` is, although nothing that it follows from differs."""
     if _other_order(one, other) and not _order_differences(one, other):
-        yield "read its data in another order than the baseline"
+        yield f"read its data in another order than {whose}"
 
 
 def _unpaired(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:

@@ -7,6 +7,7 @@ from metrics.measures import METRICS, amount
 from metrics.summary import RunSummary
 from metrics.words import difference, number
 from plots.outcome_tables import Captioned, ratio_text
+from plots.tables import cell
 
 COSTS = ("step_milliseconds", "peak_memory_gib")
 
@@ -82,5 +83,4 @@ def _twice(head: str) -> list[str]:
 
 
 def _mean(run: RunSummary | None, name: str) -> str:
-    estimate = run and run.estimates[name]
-    return number(estimate.mean * METRICS[name].factor if estimate else None)
+    return cell(run, name, interval=False) if run else "–"

@@ -122,7 +122,7 @@ def _metric_columns(summary: Summary, name: str, interval: bool) -> list[Column]
     """The metric, and the binomial interval of one that has it."""
     metric = METRICS[name]
     head = metric.axis if metric.unit == "%" else metric.label
-    columns: list[Column] = [(head, lambda run: _cell(run, name, interval))]
+    columns: list[Column] = [(head, lambda run: cell(run, name, interval))]
     if any(name in run.proportions for run in summary.runs):
         columns.append(("binomial interval (%)", lambda run: binomial(run, name)))
     return columns
@@ -146,14 +146,15 @@ def cost_table(summary: Summary, full: bool = False) -> Table:
     for run in summary.runs:
         cells = [marked(run)]
         for name in costs:
-            cells.append(_cell(run, name, interval=full))
+            cells.append(cell(run, name, interval=full))
             if name in with_ratio:
                 cells.append(ratio_text(run.ratios.get(name) if run.comparison else None))
         rows.append(cells)
     return heads, rows
 
 
-def _cell(run: RunSummary, name: str, interval: bool = True) -> str:
+def cell(run: RunSummary, name: str, interval: bool = True) -> str:
+    """The mean over the run's seeds of one of METRICS, in the unit that is shown."""
     estimate = run.estimates[name]
     estimate = estimate and estimate.times(METRICS[name].factor)
     return with_interval(estimate) if interval else number(estimate.mean if estimate else None)

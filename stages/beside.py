@@ -14,9 +14,8 @@ from engine.errors import ConfigError, command
 from metrics import beside, rows
 from metrics.rows import Results, ResultsError
 from plots.beside import sentences, tables
+from stages.history import SHORT
 from stages.summarize import show_table, terminal
-
-SHORT = 7  # characters of a commit
 
 
 def made_on(results: Results) -> str:

@@ -164,15 +164,16 @@ def _chart(root: Path, source: str, name: str) -> tuple[str, str]:
     """
     if not (root / source).is_dir():
         raise ConfigError(f"no such results, of which {name} is to be a chart", source)
-    study, charts = _study(root / source), _charts(root / source)
+    study, charts = _charts(root / source)
     if name not in charts:
         raise ConfigError(f"it has no chart {name}; it has {', '.join(charts)}", source)
     return charts[name].title, figures.picture(charts[name], name, study) + "\n"
 
 
 @cache
-def _charts(directory: Path) -> dict[str, figures.Drawn]:
-    return figures.every(_study(directory))
+def _charts(directory: Path) -> tuple[summary.Summary, dict[str, figures.Drawn]]:
+    study = _study(directory)
+    return study, figures.every(study)
 
 
 def _chart_problems(root: Path, page: Path, text: str) -> list[str]:

@@ -182,6 +182,19 @@ def test_stopped_by_hand_it_says_what_it_has(lab, monkeypatch, capsys, settings,
     assert [r["micro_batch"] for r in read_json(lab.directory / "frontier.json")["results"]] == [2]
 
 
+def test_stopped_in_the_first_trial_there_is_nothing_to_say(lab, monkeypatch, capsys):
+    monkeypatch.chdir(lab.directory)
+
+    def trial(config, micro):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frontier, "trial", trial)
+    with pytest.raises(SystemExit, match="^130$"):
+        frontier.main([str(lab.file(batch_size=2)), "--largest", "9"])
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines()[-1] == "stopped" and "what was tried" not in said.err
+
+
 @pytest.mark.slow
 def test_a_real_search_on_a_cpu_with_a_limit(lab):
     """Three sequences of this model fit, four do not; the run's own two are first; asked again, nothing is tried."""
