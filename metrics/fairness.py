@@ -248,12 +248,12 @@ def order_differences(
     _results: Results, one: RunSeed, other: RunSeed, whose: str = "the baseline"
 ) -> Iterator[str]:
     """Another data order than the baseline's, or whose `other` is, although nothing that it follows from differs."""
-    if _other_order(one, other) and not _order_differences(one, other):
+    if _other_order(one, other) and not _order_settings_changed(one, other):
         yield f"read its data in another order than {whose}"
 
 
 def _unpaired(_results: Results, one: RunSeed, other: RunSeed) -> Iterator[str]:
-    if _other_order(one, other) and (names := _order_differences(one, other)):
+    if _other_order(one, other) and (names := _order_settings_changed(one, other)):
         yield f"data order not paired, because of {', '.join(names)}"
 
 
@@ -262,7 +262,7 @@ def _other_order(one: RunSeed, other: RunSeed) -> bool:
     return None not in (mine, theirs) and mine != theirs
 
 
-def _order_differences(one: RunSeed, other: RunSeed) -> list[str]:
+def _order_settings_changed(one: RunSeed, other: RunSeed) -> list[str]:
     return [name for name in ORDER_SETTINGS if one.config.get(name) != other.config.get(name)]
 
 
